@@ -1,0 +1,108 @@
+"""From a checked config, or a run folder, to objects. Everything that builds, builds here; it imports no room.
+
+The one order everywhere: build, `init_from`, plan or saved plan, apply, load_state_dict, optimiser.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import hydra.utils
+import yaml
+from torch import nn
+
+from edgetrain.checkpoint import last_checkpoint, load_weights, model_weights, read_checkpoint, read_weights
+from edgetrain.config import Config, check, check_trust
+from edgetrain.errors import UserError
+from edgetrain.folder import RunFolder
+
+Plans = dict[str, dict[str, Any]]
+
+
+@dataclass
+class Trained:
+    """A built model with what trained it and what judges it. `plans`: what each method decided, by its name."""
+
+    model: nn.Module
+    task: Any
+    data: Any
+    config: Config
+    plans: Plans
+
+
+def factory(node: dict[str, Any]) -> Any:
+    """The node's target with the node's arguments bound; call it with what only run time knows."""
+    return hydra.utils.instantiate(node, _partial_=True, _convert_="all")
+
+
+def build(node: dict[str, Any], **runtime: Any) -> Any:
+    """An object from a config node `{_target_: ..., arguments}` and run-time arguments."""
+    return factory(node)(**runtime)
+
+
+def build_methods(config: Config) -> dict[str, Any]:
+    return {name: build(node) for name, node in config.method.items()}
+
+
+def build_trained(config: Config, plans: Plans | None = None) -> Trained:
+    """Data, model with its methods applied, and task. With `plans`, those decisions are used instead of new ones."""
+    data = build(config.data)
+    data.prepare_data()
+    data.setup("fit")
+    model = build(config.model)
+    if config.init_from and plans is None:
+        source = find_source(config.init_from)
+        load_weights(model, read_weights(source), source)
+    methods = build_methods(config)
+    made: Plans = {}
+    for name, method in methods.items():
+        if plans is not None and name in plans:
+            made[name] = plans[name]
+        else:
+            made[name] = method.plan(model, data) if hasattr(method, "plan") else {}
+        if hasattr(method, "apply"):
+            model = method.apply(model, made[name])
+    optimizer = factory(config.optimizer) if config.optimizer else None
+    task = build(config.task, model=model, methods=list(methods.values()), optimizer=optimizer)
+    return Trained(model, task, data, config, made)
+
+
+def load_trained(folder: RunFolder, config: Config) -> Trained:
+    """What a run trained, from its last checkpoint, with every method finished; in eval mode."""
+    path = last_checkpoint(folder)
+    checkpoint = read_checkpoint(path)
+    trained = build_trained(config, checkpoint.get("edgetrain", {}).get("plans"))
+    load_weights(trained.model, model_weights(checkpoint), str(path))
+    return finish(trained)
+
+
+def finish(trained: Trained) -> Trained:
+    """Let every method make the model what will be shipped (merge adapters, fold scales)."""
+    for method in trained.task.methods:
+        if hasattr(method, "finish"):
+            trained.model = method.finish(trained.model, trained)
+    trained.task.model = trained.model
+    trained.task.eval()
+    return trained
+
+
+def read_config(folder: RunFolder, trust: list[str]) -> dict[str, Any]:
+    """The config of a finished run as plain containers; its targets must be ours, known, or trusted."""
+    try:
+        raw = yaml.safe_load((folder.path / "config.yaml").read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{folder.path / 'config.yaml'} does not parse: {error}") from error
+    check_trust(check(raw | {"trust": trust}))
+    return raw
+
+
+def find_source(init_from: str) -> str:
+    """`init_from` with recipe:NAME replaced by that recipe's newest finished run under outputs/."""
+    if not init_from.startswith("recipe:"):
+        return init_from
+    name = init_from.removeprefix("recipe:")
+    runs = [path for path in sorted(Path("outputs", name).glob("*")) if (path / "config.yaml").is_file()]
+    finished = [path for path in runs if RunFolder(path).read_json("environment.json", {}).get("finished")]
+    if not finished:
+        raise UserError(f"{init_from}: no finished run of that recipe; make one with: python -m edgetrain recipe={name}")
+    return str(finished[-1])

@@ -1,0 +1,231 @@
+"""The command line: python -m edgetrain [verb] key=value ...
+
+Imports nothing heavy: --help, list, show and new answer in under half a second; a verb imports what it needs.
+"""
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from edgetrain.errors import Interrupted, UserError, listing, nearest
+
+HELP = """\
+EdgeTrain: train, evaluate, export and report models that end up on a device.
+
+  python -m edgetrain [verb] key=value ...        the verb is run when there is none
+
+verbs
+  run       recipe=NAME [group=option] [key=value] [out=DIR] [--smoke]
+            resume=RUN [key=value]                go on from a run's last checkpoint
+  eval      run=RUN [key=value]                   judge a trained model on held-out data
+  generate  run=RUN prompt=TEXT [tokens=128] [temperature=0] [exit_layer=E] [draft=D] [seed=0]
+  measure   run=RUN [measure=[exits,...]]         measure again, into the run's report
+  export    run=RUN [export=[huggingface]]        write a deployable artefact and judge it
+  report    run=RUN [baseline=RUN]                draw report.html again
+  list      [PATTERN]                             recipes, each in one sentence
+  show      recipe=NAME [key=value]               the full configuration, checked
+  new       NAME from=RECIPE                      copy a recipe to edit
+  doctor                                          is this machine fit, and the fix where it is not
+
+examples
+  python -m edgetrain recipe=layerskip_llama
+  python -m edgetrain recipe=layerskip_llama model.dim=192 method.layerskip.p_max=0.2
+  python -m edgetrain recipe=layerskip_llama data=text data.path=my_texts/ --smoke
+  python -m edgetrain generate run=outputs/layerskip_llama/RUN prompt='def main' exit_layer=2 draft=4
+
+A RUN is a run folder. Recipes are found in the package, in ./recipes, in $EDGETRAIN_RECIPES, or by path.
+"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; returns the exit code: 0, 2 for bad input, 130 when interrupted."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if not arguments or arguments[0] in ("--help", "-h", "help"):
+        print(HELP, end="")
+        return 0
+    if "" not in sys.path and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # a user's own classes, as `python -m` has it
+    name = arguments.pop(0) if "=" not in arguments[0] and not arguments[0].startswith("-") else "run"
+    try:
+        if name not in VERBS:
+            raise UserError(f"there is no verb '{name}'{nearest(name, VERBS)}; verbs: {listing(VERBS)}")
+        return VERBS[name](arguments) or 0
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `| head` closed the pipe
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+
+
+def run_verb(arguments: list[str]) -> int:
+    from edgetrain.compose import compose
+
+    smoke, overrides = take_flag(arguments, "--smoke")
+    resume = take_value(overrides, "resume")
+    if resume:
+        from edgetrain.resume import resumed_config
+
+        config, folder = resumed_config(resume, overrides)
+    else:
+        from edgetrain.folder import RunFolder
+
+        config = compose(overrides, smoke=smoke)
+        folder = RunFolder.create(Path(config.recipe).stem, config.out)
+    from edgetrain.run import run
+
+    try:
+        metrics = run(config, folder)
+    except Interrupted:
+        print(f"interrupted; resume with: python -m edgetrain resume={shown_path(folder.path)}", file=sys.stderr)
+        return 130
+    print_metrics(metrics)
+    print(f"run folder  {shown_path(folder.path)}")
+    return 0
+
+
+def eval_verb(arguments: list[str]) -> None:
+    trained, folder = open_run(arguments)
+    trained.data.setup("test")
+    held_out = trained.task.evaluate(trained.model, trained.data.test_dataloader())
+    print_metrics({f"test/{name}": value for name, value in held_out.items()})
+
+
+def generate_verb(arguments: list[str]) -> None:
+    options = {name: take_value(arguments, name) for name in ("prompt", "tokens", "temperature", "exit_layer", "draft")}
+    from edgetrain.decoding.terminal import stream
+
+    trained, _ = open_run(arguments)
+    stream(trained, **options)
+
+
+def measure_verb(arguments: list[str]) -> None:
+    trained, folder = open_run(arguments)
+    from edgetrain.run import measure, report
+
+    measure(trained, folder)
+    report(trained.config, folder)
+
+
+def export_verb(arguments: list[str]) -> None:
+    trained, folder = open_run(arguments)
+    if not trained.config.export:
+        raise UserError("nothing to export; say what to, as in export=[huggingface]")
+    from edgetrain.run import export, report
+
+    export(trained, folder)
+    report(trained.config, folder)
+
+
+def report_verb(arguments: list[str]) -> None:
+    from edgetrain.run import report
+
+    report(*read_run(arguments))
+
+
+def list_verb(arguments: list[str]) -> None:
+    import fnmatch
+
+    from edgetrain.recipes import all_recipes, header
+
+    pattern = arguments[0] if arguments else "*"
+    found = {name: path for name, path in all_recipes().items() if fnmatch.fnmatch(name, f"*{pattern}*")}
+    if not found:
+        raise UserError(f"no recipe matches '{pattern}'; there are: {listing(all_recipes())}")
+    width = max(map(len, found))
+    for name, path in sorted(found.items()):
+        print(f"{name:{width}}  {header(path).sentence}")
+
+
+def show_verb(arguments: list[str]) -> None:
+    import yaml
+
+    from edgetrain.compose import compose
+
+    smoke, overrides = take_flag(arguments, "--smoke")
+    config = compose(overrides, smoke=smoke)
+    print(yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True), end="")
+
+
+def new_verb(arguments: list[str]) -> None:
+    from edgetrain.recipes import copy_recipe
+
+    source = take_value(arguments, "from") or "layerskip_llama"
+    if len(arguments) != 1:
+        raise UserError("new takes the new recipe's name, as in: new my_recipe from=layerskip_llama")
+    path = copy_recipe(source, arguments[0])
+    print(f"{path}\nrun it with: python -m edgetrain recipe={path.stem}")
+
+
+def doctor_verb(arguments: list[str]) -> int:
+    from edgetrain.doctor import examine
+
+    return examine()
+
+
+VERBS: dict[str, Callable[[list[str]], int | None]] = {
+    "run": run_verb,
+    "eval": eval_verb,
+    "generate": generate_verb,
+    "measure": measure_verb,
+    "export": export_verb,
+    "report": report_verb,
+    "list": list_verb,
+    "show": show_verb,
+    "new": new_verb,
+    "doctor": doctor_verb,
+}
+
+
+def read_run(arguments: list[str]):  # noqa: ANN201 - the types live in modules that are imported late
+    """Config and folder of run=RUN with the other arguments on top."""
+    from edgetrain.build import read_config
+    from edgetrain.compose import compose
+    from edgetrain.folder import RunFolder
+
+    path = take_value(arguments, "run")
+    if not path:
+        raise UserError("say which run: run=<run folder>")
+    folder = RunFolder.open(path)
+    trust = [value for value in arguments if value.startswith("trust=")]
+    return compose(arguments, base=read_config(folder, trust)), folder
+
+
+def open_run(arguments: list[str]):  # noqa: ANN201
+    """What run=RUN trained, ready to use, and its folder."""
+    config, folder = read_run(arguments)
+    from edgetrain.build import load_trained
+
+    return load_trained(folder, config), folder
+
+
+def print_metrics(metrics: dict[str, float | int | str]) -> None:
+    """One line each; nested facts are in metrics.json."""
+    width = max((len(name) for name in metrics), default=0)
+    for name, value in metrics.items():
+        if not isinstance(value, dict):
+            print(f"{name:{width}}  {value:.4g}" if isinstance(value, float) else f"{name:{width}}  {value}")
+
+
+def take_flag(arguments: list[str], flag: str) -> tuple[bool, list[str]]:
+    rest = [argument for argument in arguments if argument != flag]
+    return len(rest) < len(arguments), rest
+
+
+def take_value(arguments: list[str], name: str) -> str | None:
+    """Remove `name=value` from the arguments and return the value, None when it is not there."""
+    for argument in arguments:
+        if argument.startswith(f"{name}="):
+            arguments.remove(argument)
+            return argument.partition("=")[2]
+    return None
+
+
+def shown_path(path: Path) -> str:
+    """Relative to here where that is shorter."""
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

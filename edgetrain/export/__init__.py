@@ -1,0 +1,1 @@
+"""From a trained model to an artefact that is judged itself."""

@@ -1,0 +1,165 @@
+"""The run folder: everything needed to repeat, resume, judge and ship one run, and nothing elsewhere.
+
+    outputs/<recipe>/<time>-<id>/
+        config.yaml  environment.json  metrics.json  report.json  report.html  report.md
+        tables/*.csv  figures/*.png  checkpoints/  logs/  export/<target>/
+
+`report.json` is the ordered list of what the report shows. Whoever measures adds items to it (`add_table`,
+`add_figure`, `add_tokens`); the report draws them without knowing the subject.
+"""
+
+import csv
+import io
+import json
+import os
+import secrets
+import tempfile
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from edgetrain.errors import UserError
+
+Row = dict[str, Any]
+
+
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Write a file so that it appears whole or not at all.
+
+    Raises UserError when the disk or the folder refuses; the temporary file is removed.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+            temporary = Path(file.name)
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    except OSError as error:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+        raise UserError(f"cannot write {path}: {error.strerror}; free some space or choose another folder with out=DIR") from error
+
+
+class RunFolder:
+    """One run's folder. `create` makes a new one, `open` finds an old one."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @classmethod
+    def create(cls, recipe: str, out: str | None = None) -> "RunFolder":
+        """A new, empty folder: `out`, or outputs/<recipe>/<time>-<id>. Never overwrites.
+
+        Raises UserError when `out` holds files already or cannot be written.
+        """
+        name = f"{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+        path = Path(out) if out else Path("outputs") / recipe / name
+        try:
+            if path.exists() and (not path.is_dir() or any(path.iterdir())):
+                raise UserError(f"out={path} exists and is not an empty folder; choose a new one or use resume={path}")
+            path.mkdir(parents=True, exist_ok=True)
+            probe = path / ".probe"
+            probe.write_bytes(b"x")
+            probe.unlink()
+        except OSError as error:
+            raise UserError(f"cannot write the run folder {path}: {error.strerror}; choose another with out=DIR") from error
+        return cls(path.resolve())
+
+    @classmethod
+    def open(cls, path: str | Path) -> "RunFolder":
+        """An existing run folder. Raises UserError when there is no config.yaml in it."""
+        folder = Path(path)
+        if not (folder / "config.yaml").is_file():
+            raise UserError(f"{folder} is not a run folder: there is no config.yaml in it")
+        return cls(folder.resolve())
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    def write_json(self, name: str, value: Any) -> None:
+        write_atomic(self.path / name, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+    def read_json(self, name: str, default: Any = None) -> Any:
+        """The parsed file, or `default` where there is none. Raises UserError when it does not parse."""
+        path = self.path / name
+        if not path.exists():
+            return default
+        try:
+            return json.loads(path.read_text())
+        except ValueError as error:
+            raise UserError(f"{path} is not valid JSON ({error}); the file was damaged, run the command that made it again") from error
+
+    def update_metrics(self, metrics: Row) -> None:
+        """Merge into metrics.json; a name measured again replaces the old value."""
+        self.write_json("metrics.json", self.read_json("metrics.json", {}) | metrics)
+
+    def read_table(self, name: str) -> list[dict[str, str]]:
+        """Rows of tables/<name>.csv, every value as text."""
+        with (self.path / "tables" / f"{name}.csv").open(newline="") as file:
+            return list(csv.DictReader(file))
+
+    def new_log_part(self) -> Path:
+        """logs/part_<n>, not there yet: a resumed run logs into a part of its own, so that no older line is lost."""
+        return self.path / "logs" / f"part_{len(list((self.path / 'logs').glob('part_*')))}"
+
+    def training_curves(self) -> list[tuple[int, dict[str, float]]]:
+        """Logged scalars of all parts as (step, values); from the step where a later part begins, it holds."""
+        rows: list[tuple[int, dict[str, float]]] = []
+        for path in sorted((self.path / "logs").glob("part_*/metrics.csv"), key=lambda path: int(path.parent.name[5:])):
+            with path.open(newline="") as file:
+                part = [scalars(row) for row in csv.DictReader(file)]
+            part = [(int(row.pop("step")), row) for row in part if "step" in row]
+            if part:
+                rows = [row for row in rows if row[0] < part[0][0]] + part
+        return rows
+
+    # What the report shows, in order. An item of the same name replaces the older one in place.
+
+    def add_table(self, name: str, rows: list[Row], title: str, caption: str = "", grey: str | None = None) -> None:
+        """Write tables/<name>.csv. Rows whose column `grey` is true are greyed in the report (that column is not shown)."""
+        text = io.StringIO()
+        columns = list(dict.fromkeys(key for row in rows for key in row))
+        writer = csv.DictWriter(text, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        write_atomic(self.path / "tables" / f"{name}.csv", text.getvalue())
+        self._add_item({"kind": "table", "name": name, "title": title, "caption": caption, "grey": grey})
+
+    def add_figure(self, name: str, png: bytes, title: str, caption: str = "") -> None:
+        """Write figures/<name>.png."""
+        write_atomic(self.path / "figures" / f"{name}.png", png)
+        self._add_item({"kind": "figure", "name": name, "title": title, "caption": caption})
+
+    def add_spans(self, name: str, spans: list[tuple[str, str]], legend: dict[str, str], title: str, caption: str = "") -> None:
+        """Coloured running text: spans are (text, style); styles are plain, good, bad, note; `legend` says what each means."""
+        item = {"kind": "spans", "name": name, "title": title, "caption": caption}
+        self._add_item(item | {"spans": [list(span) for span in spans], "legend": legend})
+
+    def report_items(self) -> list[Row]:
+        return self.read_json("report.json", [])
+
+    def _add_item(self, item: Row) -> None:
+        items = self.report_items()
+        same = [i for i, old in enumerate(items) if (old["kind"], old["name"]) == (item["kind"], item["name"])]
+        if same:
+            items[same[0]] = item
+        else:
+            items.append(item)
+        self.write_json("report.json", items)
+
+
+def scalars(row: dict[str, str | None]) -> dict[str, float]:
+    """The numbers of one logged line. A killed run may leave its last line cut short; what does not parse is left out."""
+    numbers = {}
+    for name, text in row.items():
+        try:
+            numbers[name] = float(text)
+        except (TypeError, ValueError):
+            continue
+    return numbers

@@ -1,0 +1,66 @@
+"""What every fit watches and keeps: throughput, and in each checkpoint all that a bit-exact resume needs."""
+
+import random
+import time
+from typing import Any
+
+import lightning
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import Callback
+
+from edgetrain.build import Trained
+
+
+class Throughput(Callback):
+    """Units (tokens, images) trained on in a second of training steps, validation left out; logged and shown in the bar."""
+
+    def __init__(self) -> None:
+        self.units = 0
+        self.seconds = 0.0
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        self.started = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, task: lightning.LightningModule, outputs: Any, batch: Any, index: int
+    ) -> None:
+        seconds = time.perf_counter() - self.started
+        units = task.units(batch) * trainer.world_size
+        self.units += units
+        self.seconds += seconds
+        task.log(f"{task.unit}_per_s", units / seconds, prog_bar=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"units": self.units, "seconds": self.seconds}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.units, self.seconds = state["units"], state["seconds"]
+
+
+class RunState(Callback):
+    """Keeps the config, the methods' plans and the random states in every checkpoint, as plain containers."""
+
+    def __init__(self, trained: Trained) -> None:
+        self.trained = trained
+
+    def on_save_checkpoint(self, trainer: Any, task: Any, checkpoint: dict[str, Any]) -> None:
+        _, keys, position, has_gauss, gauss = np.random.get_state()
+        checkpoint["edgetrain"] = {
+            "config": self.trained.config.to_dict(),
+            "plans": self.trained.plans,
+            "python_random": random.getstate(),
+            "numpy_random": (keys.tolist(), position, has_gauss, gauss),
+            "torch_random": torch.get_rng_state(),
+            "cuda_random": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        }
+
+    def on_load_checkpoint(self, trainer: Any, task: Any, checkpoint: dict[str, Any]) -> None:
+        state = checkpoint["edgetrain"]
+        version, keys, gauss = state["python_random"]
+        random.setstate((version, tuple(keys), gauss))
+        numpy_keys, position, has_gauss, numpy_gauss = state["numpy_random"]
+        np.random.set_state(("MT19937", np.array(numpy_keys, dtype=np.uint32), position, has_gauss, numpy_gauss))
+        torch.set_rng_state(state["torch_random"])
+        for device, random_state in enumerate(state["cuda_random"][: torch.cuda.device_count()]):
+            torch.cuda.set_rng_state(random_state, device)

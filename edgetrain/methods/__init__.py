@@ -1,0 +1,1 @@
+"""What changes a model or its training, one method a file."""

@@ -1,0 +1,1 @@
+"""Draws plain tables, figures and text; knows no subject."""

@@ -1,0 +1,338 @@
+"""Generic charts: plain numbers in, PNG bytes out, one style for the whole house.
+
+Drawn on matplotlib's own Figure and Agg canvas, never through pyplot: no window, no current figure left behind.
+Colours are those of Okabe and Ito (2008), which readers with any colour vision can tell apart; markers and line styles
+differ as well. Axis labels carry the units: "latency (ms)".
+
+A point that is not finite, or not above zero on a logarithmic axis, is left out, and so is a series without points.
+When nothing at all is left, every chart raises UserError.
+"""
+
+import io
+import math
+from collections.abc import Iterable, Sequence
+
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+
+from edgetrain.errors import UserError, listing
+
+Point = tuple[float, float]
+Series = dict[str, list[Point]]
+
+COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#4d4d4d", "#e69f00", "#56b4e9"]
+MARKERS = ["o", "s", "^", "D", "v", "P", "X"]
+DASHES = ["-", (0, (5, 2)), (0, (1, 1.5))]  # the next style when all colours are used up
+QUIET = "#6b7280"  # reference lines, missing cells, axes
+DOTS_PER_INCH = 150
+WIDTH = 7.2  # inches
+MOST_END_LABELS = 8  # more lines than this get a legend beside the axes
+
+STYLE = {
+    "font.family": "DejaVu Sans",  # comes with matplotlib: the same picture on every machine
+    "font.size": 10.5,
+    "text.parse_math": False,  # a "$" in a name is a dollar sign
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#9ca3af",
+    "axes.labelcolor": "#1f2937",
+    "axes.labelpad": 6,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.formatter.useoffset": False,
+    "axes.formatter.limits": (-4, 6),
+    "grid.color": "#e5e7eb",
+    "grid.linewidth": 0.8,
+    "xtick.color": "#9ca3af",
+    "ytick.color": "#9ca3af",
+    "xtick.labelcolor": "#374151",
+    "ytick.labelcolor": "#374151",
+    "lines.linewidth": 1.9,
+    "lines.markersize": 5.5,
+    "legend.frameon": False,
+}
+PLAIN_NUMBERS = "{x:g}"
+house_style = rc_context(STYLE)  # as a decorator: the caller's settings are back when the chart returns
+
+
+@house_style
+def line_chart(
+    series: Series,
+    x_label: str,
+    y_label: str,
+    *,
+    log_x: bool = False,
+    log_y: bool = False,
+    markers: bool = False,
+    bands: Series | None = None,
+    reference: dict[str, float] | None = None,
+) -> bytes:
+    """Lines over a common x axis, each labelled at its end.
+
+    `bands` holds (low, high) for every point of a series, drawn as a tint; `reference` names horizontal dashed lines.
+    Raises ValueError when a band and its series differ in length.
+    """
+    figure, axes = _sheet(WIDTH, 3.9, log_x, log_y)
+    axes.set(xlabel=x_label, ylabel=y_label)
+    ends: list[tuple[float, str, str]] = []
+    for number, (name, points) in enumerate(series.items()):
+        band = (bands or {}).get(name) or [(y, y) for _, y in points]
+        rows = [
+            (x, y, low, high)
+            for (x, y), (low, high) in zip(points, band, strict=True)
+            if _drawable(x, log_x) and _drawable(y, log_y)
+        ]
+        if not rows:
+            continue
+        x, y, low, high = zip(*rows, strict=True)
+        colour, dash = COLOURS[number % len(COLOURS)], DASHES[number // len(COLOURS) % len(DASHES)]
+        marker = MARKERS[number % len(MARKERS)] if markers or len(rows) == 1 else None
+        axes.plot(x, y, color=colour, linestyle=dash, marker=marker, label=name)
+        if name in (bands or {}):
+            axes.fill_between(x, low, high, color=colour, alpha=0.16, linewidth=0)
+        ends.append((y[-1], name, colour))
+    _require(ends, series)
+    for name, level in (reference or {}).items():
+        axes.axhline(level, color=QUIET, linestyle=(0, (4, 3)), linewidth=1.2, label=name)
+        ends.append((level, name, QUIET))
+    if len(ends) > MOST_END_LABELS:
+        figure.legend(loc="outside right upper", fontsize=9)
+    elif len(ends) > 1:
+        _label_ends(axes, ends)
+    return _png(figure)
+
+
+@house_style
+def panel_chart(series: Series, x_label: str, *, columns: int = 3) -> bytes:
+    """Small panels, one a series, each with its own y axis: for quantities in different units."""
+    drawn = {name: [p for p in points if _drawable(p[0]) and _drawable(p[1])] for name, points in series.items()}
+    drawn = {name: points for name, points in drawn.items() if points}
+    _require(drawn, series)
+    columns = min(columns, len(drawn))
+    rows = math.ceil(len(drawn) / columns)
+    figure = _figure(WIDTH, 0.4 + 1.75 * rows)
+    for number, (name, points) in enumerate(drawn.items()):
+        axes = figure.add_subplot(rows, columns, number + 1)
+        axes.plot(*zip(*points, strict=True), color=COLOURS[0], linewidth=1.5, marker="o" if len(points) == 1 else None)
+        axes.set_title(name, loc="left", fontsize=9.5, color="#1f2937")
+        axes.tick_params(labelsize=8.5)
+        axes.locator_params(nbins=4)
+        axes.yaxis.set_major_formatter(PLAIN_NUMBERS)
+    figure.supxlabel(x_label, fontsize=9.5, color="#1f2937")
+    return _png(figure)
+
+
+@house_style
+def bar_chart(
+    series: dict[str, dict[str, float | None]],
+    value_label: str,
+    *,
+    stacked: bool = False,
+    log: bool = False,
+    spread: dict[str, dict[str, float]] | None = None,
+    reference: dict[str, float] | None = None,
+    value_format: str = ".3g",
+) -> bytes:
+    """Horizontal bars, so that names stay readable: `series` maps a colour's name to {category: value}.
+
+    Each bar has its number at the end; stacked bars have their total. A value of None leaves its place empty.
+    `spread` holds the half length of an error bar, in the value's unit; `reference` names vertical dashed lines.
+    """
+    categories = list(dict.fromkeys(category for values in series.values() for category in values))
+    bars_per_category = 1 if stacked else len(series)
+    figure, axes = _sheet(WIDTH, 1.1 + 0.32 * len(categories) * (bars_per_category + 0.5), log_x=log)
+    thickness = 0.8 / max(bars_per_category, 1)
+    left = dict.fromkeys(categories, 0.0)
+    drawn = []
+    for number, (name, values) in enumerate(series.items()):
+        shown = {c: value for c, value in values.items() if value is not None and _drawable(value, log)}
+        if not shown:
+            continue
+        drawn.append(name)
+        shift = 0 if stacked else thickness * (number - (len(series) - 1) / 2)
+        places = [categories.index(category) + shift for category in shown]
+        starts = [left[category] for category in shown] if stacked else None
+        errors = [spread[name].get(category, 0.0) for category in shown] if name in (spread or {}) else None
+        bars = axes.barh(
+            places,
+            list(shown.values()),
+            height=thickness * 0.92,
+            left=starts,
+            xerr=errors,
+            color=COLOURS[number % len(COLOURS)],
+            error_kw={"ecolor": QUIET, "capsize": 2.5, "elinewidth": 1.2},
+            label=name,
+        )
+        left |= {category: left[category] + value for category, value in shown.items()}
+        if not stacked:
+            axes.bar_label(bars, [format(value, value_format) for value in shown.values()], padding=3, fontsize=9)
+    _require(drawn, series)
+    if stacked:
+        for place, total in enumerate(left.values()):
+            axes.annotate(
+                format(total, value_format), (total, place), (3, 0), textcoords="offset points", va="center", fontsize=9
+            )
+    for name, level in (reference or {}).items():
+        axes.axvline(level, color=QUIET, linestyle=(0, (4, 3)), linewidth=1.2, label=name)
+    axes.set(xlabel=value_label, yticks=range(len(categories)), yticklabels=categories)
+    axes.invert_yaxis()
+    axes.margins(x=0.1)
+    axes.grid(False, axis="y")
+    axes.tick_params(axis="y", length=0)
+    if len(drawn) > 1 or reference:
+        figure.legend(loc="outside upper left", ncols=4, fontsize=9.5)
+    return _png(figure)
+
+
+@house_style
+def heatmap(
+    values: Sequence[Sequence[float | None]],
+    x_ticks: Sequence[object],
+    y_ticks: Sequence[object],
+    x_label: str,
+    y_label: str,
+    value_format: str = ".2f",
+    *,
+    value_label: str = "",
+) -> bytes:
+    """A grid with the number printed in every cell; None, or a value that is not finite, is a hatched grey cell.
+
+    `values[row][column]` belongs to `y_ticks[row]` and `x_ticks[column]`; the first row is at the top. `value_label`
+    names the colour scale. Raises ValueError when the grid does not fit its ticks.
+    """
+    if len(values) != len(y_ticks) or any(len(row) != len(x_ticks) for row in values):
+        raise ValueError(f"a heat map of {len(y_ticks)} by {len(x_ticks)} ticks needs a grid of that size")
+    grid = [[value if value is not None and math.isfinite(value) else math.nan for value in row] for row in values]
+    finite = [value for row in grid for value in row if math.isfinite(value)]
+    _require(finite, [value_label or "the grid"])
+    figure, axes = _sheet(max(3.6, min(WIDTH, 1.9 + 0.72 * len(x_ticks))), 1.2 + 0.46 * len(y_ticks))
+    image = axes.imshow(grid, cmap="Blues", aspect="auto")
+    low, high = min(finite), max(finite)
+    for row, cells in enumerate(grid):
+        for column, value in enumerate(cells):
+            if math.isnan(value):
+                corner = (column - 0.5, row - 0.5)
+                axes.add_patch(Rectangle(corner, 1, 1, facecolor="#e5e7eb", edgecolor="#9ca3af", hatch="///", lw=0))
+                continue
+            colour = "white" if high > low and (value - low) / (high - low) > 0.65 else "#1f2937"
+            axes.text(column, row, format(value, value_format), ha="center", va="center", color=colour, fontsize=9.5)
+    axes.set(xlabel=x_label, ylabel=y_label)
+    axes.set_xticks(range(len(x_ticks)), [str(tick) for tick in x_ticks])
+    axes.set_yticks(range(len(y_ticks)), [str(tick) for tick in y_ticks])
+    axes.set_xticks([i - 0.5 for i in range(1, len(x_ticks))], minor=True)
+    axes.set_yticks([i - 0.5 for i in range(1, len(y_ticks))], minor=True)
+    axes.grid(False)
+    axes.grid(True, which="minor", color="white", linewidth=1.5)
+    axes.tick_params(which="both", length=0)
+    axes.spines[:].set_visible(False)
+    bar = figure.colorbar(image, ax=axes, label=value_label, pad=0.02, aspect=22)
+    bar.outline.set_visible(False)
+    return _png(figure)
+
+
+@house_style
+def scatter_chart(
+    series: Series,
+    x_label: str,
+    y_label: str,
+    *,
+    log_x: bool = False,
+    log_y: bool = False,
+    diagonal: str | None = None,
+    bounds: dict[str, list[float]] | None = None,
+) -> bytes:
+    """Points; `diagonal` names a dashed line y = x; `bounds` gives points a tick at the y that they may not cross.
+
+    Raises ValueError when a series and its bounds differ in length.
+    """
+    figure, axes = _sheet(WIDTH, 4.4, log_x, log_y)
+    axes.set(xlabel=x_label, ylabel=y_label)
+    drawn = []
+    for number, (name, points) in enumerate(series.items()):
+        limits = (bounds or {}).get(name) or [math.nan] * len(points)
+        pairs = zip(points, limits, strict=True)
+        rows = [(x, y, limit) for (x, y), limit in pairs if _drawable(x, log_x) and _drawable(y, log_y)]
+        if not rows:
+            continue
+        drawn.append(name)
+        x, y, limit = zip(*rows, strict=True)
+        colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
+        axes.vlines(x, y, limit, color=colour, alpha=0.35, linewidth=1)
+        axes.plot(x, limit, linestyle="", marker="_", color=colour, markersize=11, markeredgewidth=1.8)
+        axes.plot(x, y, linestyle="", marker=marker, color=colour, markeredgecolor="white", markersize=7, label=name)
+    _require(drawn, series)
+    if bounds:
+        axes.plot([], [], linestyle="", marker="_", color=QUIET, markersize=11, markeredgewidth=1.8, label="bound")
+    if diagonal:
+        low, high = max(axes.get_xlim()[0], axes.get_ylim()[0]), min(axes.get_xlim()[1], axes.get_ylim()[1])
+        axes.plot([low, high], [low, high], color=QUIET, linestyle=(0, (4, 3)), linewidth=1.2, label=diagonal)
+    if len(drawn) > 1 or diagonal or bounds:
+        figure.legend(loc="outside upper left", ncols=4, fontsize=9.5)
+    return _png(figure)
+
+
+def _sheet(width: float, height: float, log_x: bool = False, log_y: bool = False) -> tuple[Figure, Axes]:
+    """An empty figure, `width` by `height` inches, and its axes."""
+    figure = _figure(width, height)
+    axes = figure.add_subplot(xscale="log" if log_x else "linear", yscale="log" if log_y else "linear")
+    return figure, axes
+
+
+def _figure(width: float, height: float) -> Figure:
+    figure = Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1), facecolor="white")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _label_log(axis: Axis) -> None:
+    """Plain numbers, and enough of them: a loss between 2 and 6 spans no power of ten."""
+    low, high = axis.get_view_interval()
+    decades = math.log10(high / low)
+    multiples = (1, 2, 5) if decades < 4 else (1,)
+    axis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]) if decades < 1 else LogLocator(subs=multiples))
+    axis.set_major_formatter(PLAIN_NUMBERS)
+    axis.set_minor_formatter(NullFormatter())
+
+
+def _label_ends(axes: Axes, ends: list[tuple[float, str, str]]) -> None:
+    """Write (y, text, colour) at the right edge, pushed apart where two would overlap."""
+    axes.margins(x=0.02)
+    low, high = axes.transScale.transform([(1, y) for y in axes.get_ylim()])[:, 1]
+    gap = 0.065  # of the axes' height: one line of text
+    placed = []
+    for y, text, colour in sorted(ends):
+        height = (axes.transScale.transform((1, y))[1] - low) / (high - low)
+        placed.append([max(height, placed[-1][0] + gap) if placed else height, text, colour])
+    ceiling = 1.0
+    for label in reversed(placed):
+        label[0] = min(label[0], ceiling)
+        ceiling = label[0] - gap
+    for height, text, colour in placed:
+        axes.text(1.015, height, text, color=colour, transform=axes.transAxes, va="center", fontsize=9.5)
+
+
+def _drawable(value: float, log: bool = False) -> bool:
+    return math.isfinite(value) and (value > 0 or not log)
+
+
+def _require(drawn: Iterable[object], wanted: Iterable[str]) -> None:
+    """Raises UserError when nothing that was wanted could be drawn."""
+    if not list(drawn):
+        names = listing(wanted) or "no series was given"
+        raise UserError(f"there is nothing to draw ({names}): no value is a finite number that fits the axes")
+
+
+def _png(figure: Figure) -> bytes:
+    for axes in figure.axes:
+        for axis in (axes.xaxis, axes.yaxis):
+            if axis.get_scale() == "log":
+                _label_log(axis)
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=DOTS_PER_INCH, metadata={"Software": None})  # no version: stable bytes
+    return file.getvalue()

@@ -1,0 +1,65 @@
+"""The main story: seed, build, job, measure, export, judge, report. One run becomes one folder."""
+
+import random
+import time
+from datetime import datetime
+
+import numpy as np
+import torch
+import yaml
+from rich.console import Console
+
+from edgetrain.build import Trained, build
+from edgetrain.claims import judge
+from edgetrain.config import Config
+from edgetrain.environment import describe
+from edgetrain.export.manifest import export_and_judge
+from edgetrain.folder import RunFolder, write_atomic
+from edgetrain.report.page import write_report
+
+console = Console(stderr=True, highlight=False)
+
+
+def run(config: Config, folder: RunFolder) -> dict[str, float | int | str]:
+    """Carry out a checked config in a run folder, and return what was measured."""
+    started = time.monotonic()
+    random.seed(config.seed)
+    np.random.seed(config.seed)
+    torch.manual_seed(config.seed)
+    environment = describe() | {"seed": config.seed}
+    if not config.resume:
+        write_atomic(folder.path / "config.yaml", yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True))
+    folder.write_json("environment.json", environment)
+
+    result = build(config.job).run(config, folder)
+    folder.update_metrics(result.metrics)
+    for trained in result.models.values():
+        measure(trained, folder)
+        export(trained, folder)
+
+    finished = datetime.now().astimezone().isoformat(timespec="seconds")
+    environment |= {"finished": finished, "wall_seconds": round(time.monotonic() - started, 1)}
+    folder.write_json("environment.json", environment)
+    report(config, folder)
+    return folder.read_json("metrics.json", {})
+
+
+def measure(trained: Trained, folder: RunFolder) -> None:
+    """Every measurement that the recipe lists, each into metrics.json, tables and figures."""
+    for name, node in trained.config.measure.items():
+        console.print(f"measure {name}")
+        folder.update_metrics(build(node).measure(trained, folder))
+
+
+def export(trained: Trained, folder: RunFolder) -> None:
+    """Every export that the recipe lists, each judged on the artefact itself."""
+    for name, node in trained.config.export.items():
+        console.print(f"export {name}")
+        folder.update_metrics(export_and_judge(name, build(node), trained, folder))
+
+
+def report(config: Config, folder: RunFolder) -> None:
+    """Judge the recipe's claims by what was measured, and draw the page."""
+    folder.write_json("claims.json", judge(config, folder))
+    page = write_report(folder)
+    console.print(f"report  {page}")

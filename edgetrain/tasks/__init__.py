@@ -1,0 +1,1 @@
+"""LightningModules, one objective a file."""

@@ -1,0 +1,107 @@
+"""What every task shares: its methods' moments, its optimiser, and the step that they all agree on."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import lightning
+import torch
+from torch import Tensor, nn
+
+Predict = Callable[..., Any]
+
+
+@dataclass
+class Context:
+    """What a method's `loss` may look at. hidden_states: x_1..x_L, when some method says `wants_hidden_states`."""
+
+    model: nn.Module
+    batch: Any
+    targets: Tensor
+    step: int
+    output: Any = None
+    hidden_states: list[Tensor] = field(default_factory=list)
+
+
+class Task(lightning.LightningModule):
+    """A LightningModule around a plain model. Subclasses say `training_step`, `validation_step` and `evaluate`.
+
+    model: the plain module; methods: objects with the moments of DESIGN's Method, in order; optimizer: called with
+    parameter groups. The learning rate warms up linearly over warmup_steps and then falls along `schedule` to
+    min_lr_ratio of its peak at total_steps (optimiser steps).
+
+    Also works without a Trainer: call `training_step`, step an optimiser from `configure_optimizers`, then
+    `after_step(step + 1)`.
+    """
+
+    unit = "samples"  # what throughput counts
+
+    def __init__(
+        self,
+        model: nn.Module,
+        methods: list[Any],
+        optimizer: Callable[[list[dict[str, Any]]], torch.optim.Optimizer] | None,
+        total_steps: int,
+        warmup_steps: int = 0,
+        min_lr_ratio: float = 0.1,
+        schedule: Literal["cosine", "linear", "constant"] = "cosine",
+    ) -> None:
+        super().__init__()
+        self.model, self.methods, self.optimizer = model, methods, optimizer
+        self.total_steps, self.warmup_steps = total_steps, warmup_steps
+        self.min_lr_ratio, self.schedule = min_lr_ratio, schedule
+        self.step = 0  # optimiser steps done; the one clock that curricula read, with a Trainer or without
+
+    def units(self, batch: Any) -> int:
+        """How many of `unit` a batch trains on."""
+        return len(batch)
+
+    def evaluate(self, predict: Predict, data: Any) -> dict[str, float]:
+        """Metrics of any callable of the model's signature on batches of `data`."""
+        raise NotImplementedError
+
+    def example_inputs(self) -> tuple[Tensor, ...]:
+        """Inputs for tracing and export, batch 1."""
+        raise NotImplementedError
+
+    def method_losses(self, loss: Tensor, context: Context) -> Tensor:
+        for method in self.methods:
+            if hasattr(method, "loss"):
+                loss = method.loss(loss, context)
+        return loss
+
+    def after_step(self, step: int) -> None:
+        """Tell every method that `step` optimiser steps are done."""
+        self.step = step
+        for method in self.methods:
+            if hasattr(method, "after_step"):
+                method.after_step(self.model, step)
+
+    def on_train_start(self) -> None:
+        self.after_step(self.trainer.global_step)  # not 0 when resuming
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        if self.trainer.global_step != self.step:  # unchanged while gradients accumulate
+            self.after_step(self.trainer.global_step)
+
+    def learning_rate_scale(self, step: int) -> float:
+        """The factor on the peak learning rate at an optimiser step."""
+        if step < self.warmup_steps:
+            return (step + 1) / self.warmup_steps
+        if self.schedule == "constant":
+            return 1.0
+        progress = min(1.0, (step - self.warmup_steps) / max(1, self.total_steps - self.warmup_steps))
+        fall = 0.5 * (1 + math.cos(math.pi * progress)) if self.schedule == "cosine" else 1 - progress
+        return self.min_lr_ratio + (1 - self.min_lr_ratio) * fall
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """Weight decay on matrices only; norms and biases go without."""
+        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        groups = [
+            {"params": [parameter for parameter in trained if parameter.ndim >= 2]},
+            {"params": [parameter for parameter in trained if parameter.ndim < 2], "weight_decay": 0.0},
+        ]
+        optimizer = self.optimizer([group for group in groups if group["params"]])
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self.learning_rate_scale)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

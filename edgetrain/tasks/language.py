@@ -1,0 +1,73 @@
+"""Causal language modelling: predict the next token."""
+
+from collections.abc import Iterable
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchmetrics import MeanMetric
+
+from edgetrain.ops.cross_entropy import linear_cross_entropy
+from edgetrain.ops.hidden_states import captured_hidden_states
+from edgetrain.tasks.base import Context, Predict, Task
+
+
+class Language(Task):
+    """Next-token cross-entropy in nats over batches of int64 tokens [batch, context + 1].
+
+    The model maps tokens [batch, n] to logits [batch, n, vocab]. One arranged like Llama (`model` below, `lm_head`
+    on top) is trained without holding its logits in memory.
+    """
+
+    unit = "tokens"
+
+    def units(self, batch: Tensor) -> int:
+        return batch.shape[0] * (batch.shape[1] - 1)
+
+    def language_loss(self, tokens: Tensor, targets: Tensor) -> Tensor:
+        """Mean cross-entropy of the model's last layer."""
+        if hasattr(self.model, "lm_head") and hasattr(self.model, "model"):
+            states = self.model.model(tokens)
+            states = getattr(states, "last_hidden_state", states)  # Hugging Face wraps it
+            return linear_cross_entropy(states.flatten(0, 1), self.model.lm_head.weight, targets.flatten())
+        return F.cross_entropy(logits_of(self.model(tokens)).flatten(0, 1).float(), targets.flatten())
+
+    def training_step(self, batch: Tensor, batch_index: int) -> Tensor:
+        tokens, targets = batch[:, :-1], batch[:, 1:]
+        watched = any(getattr(method, "wants_hidden_states", False) for method in self.methods)
+        with captured_hidden_states(self.model.model.layers) if watched else nullcontext([]) as states:
+            last_layer_loss = self.language_loss(tokens, targets)
+        context = Context(self.model, batch, targets, self.step, hidden_states=states)
+        loss = self.method_losses(last_layer_loss, context)
+        if self._trainer is not None:
+            self.log("train/loss", last_layer_loss.detach(), prog_bar=True)
+            if loss is not last_layer_loss:
+                self.log("train/objective", loss.detach())
+        return loss
+
+    def validation_step(self, batch: Tensor, batch_index: int) -> None:
+        loss = self.language_loss(batch[:, :-1], batch[:, 1:])
+        self.log("validation/loss", loss, prog_bar=True, batch_size=len(batch))
+
+    def evaluate(self, predict: Predict, data: Iterable[Tensor]) -> dict[str, float]:
+        """loss (nats a token), perplexity and next-token accuracy of `predict(tokens) -> logits`."""
+        loss, accuracy = MeanMetric(), MeanMetric()
+        for batch in data:
+            tokens, targets = batch[:, :-1], batch[:, 1:]
+            with torch.inference_mode():
+                logits = logits_of(predict(tokens)).float()
+            loss.update(F.cross_entropy(logits.flatten(0, 1), targets.flatten().to(logits.device)), len(batch))
+            accuracy.update((logits.argmax(-1) == targets.to(logits.device)).float())
+        mean = loss.compute()
+        return {"loss": mean.item(), "perplexity": mean.exp().item(), "accuracy": accuracy.compute().item()}
+
+    def example_inputs(self) -> tuple[Tensor, ...]:
+        context = getattr(self.model, "context", 32)
+        return (torch.arange(min(32, context))[None],)
+
+
+def logits_of(output: Any) -> Tensor:
+    """Hugging Face models wrap their logits; others return them."""
+    return getattr(output, "logits", output)
