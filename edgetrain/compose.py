@@ -32,7 +32,10 @@ from edgetrain.signatures import fits
 DEFAULT_RECIPE = "layerskip_llama"
 
 # Hydra's own groups, left out: they configure its command line, which is not used, and cost a third of the time.
-UNUSED = [f"~hydra/{group}" for group in ("output", "launcher", "sweeper", "help", "hydra_help", "hydra_logging", "job_logging")]
+UNUSED = [
+    f"~hydra/{group}"
+    for group in ("output", "launcher", "sweeper", "help", "hydra_help", "hydra_logging", "job_logging")
+]
 
 Picks = dict[str, str | list[str] | None]  # group -> option, or options in order
 
@@ -134,6 +137,9 @@ def _parse(texts: list[str]) -> list[Override]:
 def _read(name_or_path: str) -> Source:
     path = recipes.find(name_or_path)
     body = recipes.load_yaml(path)
+    for key in ("recipe", "variant"):
+        if key in body:
+            raise UserError(f"{path}: {key} is chosen on the command line only, as {key}=NAME")
     defaults = body.pop("defaults", [])
     picks: Picks = {}
     for entry in defaults if isinstance(defaults, list) else [defaults]:
@@ -238,7 +244,8 @@ def _option_nodes(plan: Plan, source: Source) -> dict[tuple[str, str], dict[str,
             problems.append(f"{group}={name}: {group} has no option '{name}'{nearest(name, known)}; options: {exists}")
         elif (group, name) not in nodes:
             node = nodes[group, name] = recipes.load_yaml(known[name])
-            inherited = [entry for entry in node.get("defaults", []) if entry != "_self_"]
+            parents = node.get("defaults", [])
+            inherited = [entry for entry in (parents if isinstance(parents, list) else [parents]) if entry != "_self_"]
             for entry in inherited:
                 load(group, str(entry))
             if inherited and group in LIST_GROUPS:  # else Hydra makes a second entry of it
@@ -279,7 +286,7 @@ def _attempt(
     """The composed mapping, notices, and problems (as lines, so that several forms can be reported together)."""
     try:
         plan = _settle(source, layers)
-        plan.body = {"recipe": source.name} | plan.body | ({"variant": variant} if variant else {})
+        plan.body = plan.body | {"recipe": source.name} | ({"variant": variant} if variant else {})
         composed = _hydra(plan, _option_nodes(plan, source))
     except UserError as error:
         return {}, [], str(error).splitlines()

@@ -140,7 +140,10 @@ def _lookup(source: Source, name: str, seen: frozenset[tuple[str, str]] = frozen
         module, original = source.imported[name]
         if original is None or _module_file(module) is None:
             raise _Unreadable(name)
-        return _lookup(_source(module), original, seen)
+        found = _lookup(_source(module), original, seen)
+        if found is None:  # imported here, so it exists: made when that module runs
+            raise _Unreadable(name)
+        return found
     for module in source.stars:
         found = _lookup(_source(module), name, seen)
         if found is not None:

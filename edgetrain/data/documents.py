@@ -44,7 +44,9 @@ def disjoint_splits(given: dict[str, Dataset], limit: int | None) -> dict[str, S
     train = given["train"]
     missing = [name for name in HELD_OUT if name not in given]
     if missing and len(train) < FEW_DOCUMENTS:
-        train = Dataset.from_dict({"text": [part for batch in text_batches(train) for text in batch for part in sections(text)]})
+        train = Dataset.from_dict(
+            {"text": [part for batch in text_batches(train) for text in batch for part in sections(text)]}
+        )
     cut = _cut(train, missing) if missing else {}
 
     splits: dict[str, Split] = {}

@@ -27,7 +27,9 @@ class SeededSampler(DistributedSampler):
         distributed = is_available() and is_initialized()
         world, rank = (get_world_size(), get_rank()) if distributed else (1, 0)
         if len(samples) < world:
-            raise UserError(f"{len(samples)} training samples cannot feed {world} processes; use fewer devices or more data")
+            raise UserError(
+                f"{len(samples)} training samples cannot feed {world} processes; use fewer devices or more data"
+            )
         super().__init__(samples, num_replicas=world, rank=rank, seed=seed, drop_last=True)
         self.start = 0  # samples of this epoch that the next iteration skips
 

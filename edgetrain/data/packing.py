@@ -23,11 +23,26 @@ from edgetrain.errors import UserError
 
 
 def cache_folder() -> Path:
-    """Where tokenizers and packed streams are kept; every file in it can be made again."""
-    return Path(os.environ.get("EDGETRAIN_CACHE", "~/.cache/edgetrain")).expanduser()
+    """Where tokenizers and packed streams are kept; every file in it can be made again.
+
+    Raises UserError when the folder cannot be made.
+    """
+    folder = Path(os.environ.get("EDGETRAIN_CACHE", "~/.cache/edgetrain")).expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"cannot make the cache folder {folder}: {error.strerror}; set EDGETRAIN_CACHE to another folder"
+        ) from error
+    return folder
 
 
-def pack(texts: Iterable[list[str]], tokenizer: PreTrainedTokenizerFast, vocab_size: int, path: Path) -> np.ndarray:
+def token_dtype(vocab_size: int) -> np.dtype:
+    """The smallest unsigned integer that holds every id: uint16, or uint32 above 65,536 tokens."""
+    return np.min_scalar_type(vocab_size - 1)
+
+
+def pack(texts: Iterable[list[str]], tokenizer: PreTrainedTokenizerFast, dtype: np.dtype, path: Path) -> np.ndarray:
     """The memory-mapped stream at `path`, written first where there is none.
 
     The file appears whole or not at all; of two processes that make the same one, the last replaces the first by
@@ -39,7 +54,8 @@ def pack(texts: Iterable[list[str]], tokenizer: PreTrainedTokenizerFast, vocab_s
             path.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
                 temporary = Path(file.name)
-                _write_stream(file, texts, tokenizer, np.min_scalar_type(vocab_size - 1))
+                _write_stream(file, texts, tokenizer, dtype)
+            temporary.chmod(0o644)  # a cache may be shared by users
             temporary.replace(path)
         except OSError as error:
             raise UserError(
@@ -51,7 +67,9 @@ def pack(texts: Iterable[list[str]], tokenizer: PreTrainedTokenizerFast, vocab_s
     return np.load(path, mmap_mode="r")
 
 
-def _write_stream(file: BinaryIO, texts: Iterable[list[str]], tokenizer: PreTrainedTokenizerFast, dtype: np.dtype) -> None:
+def _write_stream(
+    file: BinaryIO, texts: Iterable[list[str]], tokenizer: PreTrainedTokenizerFast, dtype: np.dtype
+) -> None:
     """Tokens as a .npy file, batch by batch, never all in memory."""
 
     def write_header(tokens: int) -> None:

@@ -16,6 +16,7 @@ from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 from edgetrain.errors import UserError, listing, nearest
 
 BUILDERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv", ".tsv": "csv"}  # others: text
+TEXT_SUFFIXES = {".txt", ".json", ".jsonl", ".csv", ".tsv"}
 PROBE_SECONDS = 5.0
 
 
@@ -28,11 +29,14 @@ def read_splits(path: str, column: str) -> dict[str, Dataset]:
     local = find_local(path)
     try:
         loaded = _load_local(local) if local else _load_hub(path)
+        splits = {name: _only_text(split, path, column) for name, split in loaded.items()}
     except (OSError, ValueError, DatasetsError) as error:
-        raise UserError(_explain(error, path, local)) from error
-    if "train" not in loaded:
-        raise UserError(f"data.path={path} has no train split, only {listing(loaded)}; name a file train.*, or give one file")
-    return {name: _only_text(split, path, column) for name, split in loaded.items()}
+        raise UserError(f"data.path={path}{_reason(error, local)}") from error
+    if "train" not in splits:
+        raise UserError(
+            f"data.path={path} has no train split, only {listing(splits)}; name a file train.*, or give one file"
+        )
+    return splits
 
 
 def find_local(path: str) -> Path | None:
@@ -69,7 +73,7 @@ def _load_hub(path: str) -> DatasetDict:
         HfApi().dataset_info(name, timeout=PROBE_SECONDS)
     except (RepositoryNotFoundError, HFValidationError) as error:
         raise UserError(
-            f"data.path={path} is neither a local file or folder nor a data set on the Hugging Face hub that you may read;"
+            f"data.path={path} is neither a local file or folder nor a Hugging Face data set that you may read;"
             " check the spelling, or run `hf auth login` for a private one"
         ) from error
     except Exception as error:
@@ -88,26 +92,29 @@ def _only_text(split: Dataset, path: str, column: str) -> Dataset:
     columns = split.column_names
     if column not in columns:
         raise UserError(
-            f"data.column={column} is not in data.path={path}{nearest(column, columns)}; its columns are {listing(columns)}"
+            f"data.column={column} is not in data.path={path}{nearest(column, columns)};"
+            f" its columns are {listing(columns)}"
         )
     kind = getattr(split.features[column], "dtype", "nested")
     if kind not in ("string", "large_string"):
-        raise UserError(f"data.column={column} of data.path={path} holds {kind}, not text; its columns are {listing(columns)}")
+        raise UserError(
+            f"data.column={column} of data.path={path} holds {kind}, not text; its columns are {listing(columns)}"
+        )
     split = split.select_columns([column])
+    split.data.column(column).validate(full=True)  # JSON is not checked for UTF-8 on reading
     return split if column == "text" else split.rename_column(column, "text")
 
 
-def _explain(error: BaseException, path: str, local: Path | None) -> str:
-    """One sentence for a set that cannot be read: the file that is not UTF-8, else the first cause."""
-    cause: BaseException = error
-    while (deeper := cause.__cause__ or cause.__context__) is not None:
-        cause = deeper
-    if local and isinstance(cause, UnicodeDecodeError):
-        files = [local] if local.is_file() else sorted(file for file in local.rglob("*") if file.is_file())
-        broken = next((file for file in files if not _is_utf8(file)), local)
-        return f"data.path={path}: {broken} is not UTF-8 text; convert it, for example with iconv"
-    reason = (str(cause).strip() or type(cause).__name__).split("\n")[0]
-    return f"data.path={path} cannot be read ({reason}); give text, jsonl, csv or parquet files, or a hub name"
+def _reason(error: BaseException, local: Path | None) -> str:
+    """What is wrong with a set that cannot be read, to follow its name: a file that is not UTF-8, else the cause."""
+    files = [] if local is None else [local] if local.is_file() else sorted(local.rglob("*"))
+    for file in files:
+        if file.suffix in TEXT_SUFFIXES and file.is_file() and not _is_utf8(file):
+            return f": {file} is not UTF-8 text; convert it, for example with iconv"
+    while (deeper := error.__cause__ or error.__context__) is not None:
+        error = deeper
+    reason = (str(error).strip() or type(error).__name__).split("\n")[0]
+    return f" cannot be read ({reason}); give text, jsonl, csv or parquet files, or a hub name"
 
 
 def _is_utf8(file: Path) -> bool:

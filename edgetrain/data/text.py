@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerFast
 
 from edgetrain.data.documents import Split, disjoint_splits
 from edgetrain.data.order import ResumableLoader
-from edgetrain.data.packing import Windows, cache_folder, pack, spaced_windows
+from edgetrain.data.packing import Windows, cache_folder, pack, spaced_windows, token_dtype
 from edgetrain.data.source import read_splits
 from edgetrain.data.tokenizer import load_tokenizer, train_tokenizer, wrap_tokenizer
 from edgetrain.errors import UserError
@@ -140,9 +140,9 @@ class TextData(LightningDataModule):
 
     def _stream(self, name: str) -> np.ndarray:
         """The packed tokens of one split, from the cache or made now."""
-        split = self.splits[name]
-        key = self._sha256(split.sha256, self.tokenizer.backend_tokenizer.to_str(), str(self.tokenizer.eos_token_id))
-        stream = pack(split.batches(), self.tokenizer, self.vocab_size, cache_folder() / "tokens" / f"{key}.npy")
+        split, dtype = self.splits[name], token_dtype(self.vocab_size)
+        key = self._sha256(split.sha256, self.tokenizer.backend_tokenizer.to_str(), str(self.eos_id), dtype.name)
+        stream = pack(split.batches(), self.tokenizer, dtype, cache_folder() / "tokens" / f"{key}.npy")
         if len(stream) <= self.context:
             raise UserError(
                 f"the {name} split of {self.path} has {len(stream)} tokens, one window of data.context="

@@ -61,7 +61,9 @@ def load_tokenizer(folder: str, vocab_size: int) -> PreTrainedTokenizerFast:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # a damaged folder raises whatever its parser met first
         reason = str(error).strip().split("\n")[0] or type(error).__name__
-        raise UserError(f"{where} cannot be read as a tokenizer ({reason}); give a folder that save_pretrained wrote") from error
+        raise UserError(
+            f"{where} cannot be read as a tokenizer ({reason}); give a folder that save_pretrained wrote"
+        ) from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise UserError(f"{where} has no tokenizer.json; save its fast version there with save_pretrained")
     if tokenizer.eos_token_id is None:

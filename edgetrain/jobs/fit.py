@@ -57,10 +57,11 @@ class Fit:
             save_last=True,
             save_on_exception=True,
         )
+        bar = [RichProgressBar(leave=True)] if node.get("enable_progress_bar", True) else []
         return build(
             node,
             logger=loggers,
-            callbacks=[*callbacks, kept, RichProgressBar(leave=True), *([LearningRateMonitor("step")] if loggers else [])],
+            callbacks=[*callbacks, kept, *bar, *([LearningRateMonitor("step")] if loggers else [])],
             default_root_dir=folder.path,
         )
 

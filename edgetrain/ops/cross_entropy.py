@@ -55,6 +55,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                     states_gradient[rows] = gradient @ weight
                 if need_head:
                     head_gradient += gradient.T @ x
+                del logits, gradient  # else they would stay while the next chunk's are made
         ctx.save_for_backward(states_gradient, None if head_gradient is None else head_gradient.to(head.dtype))
         return loss
 

@@ -15,7 +15,9 @@ def shared_data() -> Path | None:
 
 
 @pytest.fixture(autouse=True)
-def own_caches(shared_data: Path | None, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+def own_caches(
+    shared_data: Path | None, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> Path:
     folder = tmp_path_factory.mktemp("caches")
     monkeypatch.setenv("EDGETRAIN_CACHE", str(folder / "edgetrain"))
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", folder / "datasets")

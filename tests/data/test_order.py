@@ -40,7 +40,7 @@ def test_order_is_a_function_of_seed_and_epoch():
 
 
 def test_each_epoch_hands_out_every_sample_once():
-    assert sorted(sum(epochs(loader(), 3, 4), [])) == SAMPLES.tolist()
+    assert sorted(sample for batch in epochs(loader(), 3, 4) for sample in batch) == SAMPLES.tolist()
 
 
 def test_iterating_leaves_the_global_generator_alone():
@@ -141,7 +141,11 @@ def test_lightning_resumes_with_the_batches_of_an_uninterrupted_run(tmp_path, st
             limit_train_batches=limit,
             accelerator="cpu",
             logger=False,
-            callbacks=[ModelCheckpoint(tmp_path, every_n_train_steps=1, save_top_k=1, filename="last", enable_version_counter=False)],
+            callbacks=[
+                ModelCheckpoint(
+                    tmp_path, every_n_train_steps=1, save_top_k=1, filename="last", enable_version_counter=False
+                )
+            ],
             enable_progress_bar=False,
             enable_model_summary=False,
         )

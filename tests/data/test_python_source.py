@@ -39,7 +39,9 @@ def test_line_ends_and_place_do_not_change_the_corpus(tmp_path: Path):
         path = tmp_path / folder / "package" / "module.py"
         path.parent.mkdir(parents=True)
         path.write_text("import os\nprint(os)\n", newline=newline)
-    assert source_files(tmp_path / "a") == source_files(tmp_path / "b") == {"package/module.py": "import os\nprint(os)\n"}
+    assert (
+        source_files(tmp_path / "a") == source_files(tmp_path / "b") == {"package/module.py": "import os\nprint(os)\n"}
+    )
 
 
 def test_each_file_has_one_split_of_about_the_stated_share(files):

@@ -8,11 +8,12 @@ import torch
 
 from edgetrain.data import source
 from edgetrain.data.documents import sections
-from edgetrain.data.packing import Windows, spaced_windows
+from edgetrain.data.packing import Windows, pack, spaced_windows, token_dtype
 from edgetrain.data.text import TextData
+from edgetrain.data.tokenizer import train_tokenizer, wrap_tokenizer
 from edgetrain.errors import UserError
 
-WORDS = "to be or not that is the question whether nobler in mind suffer slings and arrows".split()
+WORDS = ("to", "be", "or", "not", "that", "is", "the", "question", "whether", "nobler", "slings", "and", "arrows")
 
 
 def sentence(number: int, words: int = 30) -> str:
@@ -86,7 +87,9 @@ def test_missing_splits_are_cut_from_train_by_content(documents: Path):
 
 def test_a_validation_file_leaves_the_cut_of_test_as_it_was(documents: Path):
     before = held_out_documents(built(documents), "test")
-    (documents / "validation.jsonl").write_text("\n".join(json.dumps({"text": sentence(n), "number": n}) for n in range(900, 920)))
+    (documents / "validation.jsonl").write_text(
+        "\n".join(json.dumps({"text": sentence(n), "number": n}) for n in range(900, 920))
+    )
     after = built(documents)
     assert held_out_documents(after, "test") == before
     assert len(held_out_documents(after, "validation")) == 20
@@ -119,7 +122,7 @@ def test_tables_are_read_by_column(tmp_path: Path, suffix: str):
     separator = {"csv": ",", "tsv": "\t"}[suffix]
     rows = [f"{number}{separator}{sentence(number).strip()}" for number in range(200)]
     (tmp_path / f"train.{suffix}").write_text("\n".join([f"id{separator}words", *rows]))
-    whole, single = built(tmp_path, column="words"), built(tmp_path / f"train.{suffix}", column="words")
+    whole, single = (built(tmp_path, column="words"), built(tmp_path / f"train.{suffix}", column="words"))
     assert whole.facts() == single.facts()
 
 
@@ -152,7 +155,9 @@ def test_the_cache_gives_the_same_bytes_and_does_no_work_twice(documents: Path, 
     files = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in (own_caches / "edgetrain").rglob("*.*")}
     assert len(files) == 4  # a tokenizer and three streams, no temporary file
     second = built(documents)
-    assert {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in (own_caches / "edgetrain").rglob("*.*")} == files
+    assert {
+        path: (path.read_bytes(), path.stat().st_mtime_ns) for path in (own_caches / "edgetrain").rglob("*.*")
+    } == files
     for path in files:
         path.unlink()
     third = built(documents)
@@ -202,7 +207,11 @@ def test_an_empty_folder_is_an_error(tmp_path: Path):
 
 
 def test_a_missing_column_is_an_error_that_lists_the_columns(documents: Path):
-    fails(r"data.column=txt is not in data.path=.* \(did you mean 'text'\?\); its columns are text, number", documents, column="txt")
+    fails(
+        r"data.column=txt is not in data.path=.* \(did you mean 'text'\?\); its columns are text, number",
+        documents,
+        column="txt",
+    )
 
 
 def test_a_column_of_numbers_is_an_error(documents: Path):
@@ -211,10 +220,10 @@ def test_a_column_of_numbers_is_an_error(documents: Path):
 
 @pytest.mark.parametrize("name", ["train.txt", "train.jsonl", "train.csv"])
 def test_text_that_is_not_utf_8_is_an_error_that_names_the_file(tmp_path: Path, name: str):
-    (tmp_path / "validation.txt").write_text("fine")
     content = {"txt": "caf\xe9", "jsonl": '{"text": "caf\xe9"}', "csv": "text\ncaf\xe9\n"}[name.split(".")[1]]
     (tmp_path / name).write_bytes(content.encode("latin-1"))
     fails(f"{name} is not UTF-8 text; convert it", tmp_path / name)
+    fails(f"{name} is not UTF-8 text; convert it", tmp_path)
 
 
 def test_a_damaged_file_is_an_error(tmp_path: Path):
@@ -228,7 +237,9 @@ def test_a_set_without_train_is_an_error(tmp_path: Path):
 
 
 def test_text_shorter_than_one_context_is_an_error_that_names_the_split(documents: Path):
-    fails("the train split of .* tokens, one window of data.context=1000000 needs 1000001", documents, context=1_000_000)
+    fails(
+        "the train split of .* tokens, one window of data.context=1000000 needs 1000001", documents, context=1_000_000
+    )
     (documents / "test.jsonl").write_text(json.dumps({"text": "short", "number": 0}))
     fails("the test split of .* has . tokens, one window of data.context=16 needs 17", documents)
 
@@ -241,7 +252,36 @@ def test_prompts_longer_than_the_split_are_an_error(documents: Path):
 
 def test_an_unknown_hub_name_without_a_network_is_an_error(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    fails("data.path=nobody/nothing is not a local file or folder, and the Hugging Face hub cannot be reached", "nobody/nothing")
+    fails(
+        "data.path=nobody/nothing is not a local file or folder, and the Hugging Face hub cannot be reached",
+        "nobody/nothing",
+    )
+
+
+def test_a_hub_name_may_carry_a_configuration(documents: Path, monkeypatch: pytest.MonkeyPatch):
+    asked = []
+    monkeypatch.setattr(source.HfApi, "dataset_info", lambda self, name, timeout: asked.append(name))
+    loaded = source.load_dataset(str(documents))
+    monkeypatch.setattr(source, "load_dataset", lambda *arguments: asked.append(arguments) or loaded)
+    built("owner/set:small")
+    built("owner/set")
+    assert asked == ["owner/set", ("owner/set", "small"), "owner/set", ("owner/set", None)]
+
+
+def test_an_unwritable_cache_is_an_error(documents: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("EDGETRAIN_CACHE", str(documents / "train.jsonl"))
+    fails("cannot make the cache folder .*; set EDGETRAIN_CACHE to another folder", documents)
+
+
+def test_an_interrupted_packing_leaves_no_file(tmp_path: Path):
+    def texts():
+        yield ["whole"]
+        raise KeyboardInterrupt
+
+    tokenizer = wrap_tokenizer(train_tokenizer([["whole"]], 300))
+    with pytest.raises(KeyboardInterrupt):
+        pack(texts(), tokenizer, token_dtype(300), tmp_path / "stream.npy")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_tinyshakespeare_has_three_splits(monkeypatch: pytest.MonkeyPatch, shared_data: Path | None):

@@ -10,7 +10,10 @@ from transformers import AutoTokenizer
 from edgetrain.data.tokenizer import END_OF_TEXT, load_tokenizer, train_tokenizer, wrap_tokenizer
 from edgetrain.errors import UserError
 
-TEXTS = [["def add(left, right):\n    return left + right\n" * 3, "naïve Straße 你好 🙂\n"], ["the end , of the line ."]]
+TEXTS = [
+    ["def add(left, right):\n    return left + right\n" * 3, "naïve Straße 你好 🙂\n"],
+    ["the end , of the line ."],
+]
 TOKENIZER = wrap_tokenizer(train_tokenizer(TEXTS, 300))
 
 
@@ -63,7 +66,9 @@ def test_a_broken_tokenizer_folder_is_an_error(tmp_path: Path):
     for content in (None, "{broken", '{"version": "1.0"}'):
         if content:
             (tmp_path / "tokenizer.json").write_text(content)
-        with pytest.raises(UserError, match="cannot be read as a tokenizer .*; give a folder that save_pretrained wrote"):
+        with pytest.raises(
+            UserError, match="cannot be read as a tokenizer .*; give a folder that save_pretrained wrote"
+        ):
             load_tokenizer(str(tmp_path), 300)
 
 
