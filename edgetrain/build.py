@@ -12,7 +12,7 @@ import yaml
 from torch import nn
 
 from edgetrain.checkpoint import last_checkpoint, load_weights, model_weights, read_checkpoint, read_weights
-from edgetrain.config import Config, check, check_trust
+from edgetrain.config import Config
 from edgetrain.errors import UserError
 from edgetrain.folder import RunFolder
 
@@ -86,13 +86,15 @@ def finish(trained: Trained) -> Trained:
     return trained
 
 
-def read_config(folder: RunFolder, trust: list[str]) -> dict[str, Any]:
-    """The config of a finished run as plain containers; its targets must be ours, known, or trusted."""
+def read_config(folder: RunFolder) -> dict[str, Any]:
+    """The saved config of a run as plain containers, neither checked nor trusted yet: `compose` does both."""
+    path = folder.path / "config.yaml"
     try:
-        raw = yaml.safe_load((folder.path / "config.yaml").read_text())
+        raw = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{folder.path / 'config.yaml'} does not parse: {error}") from error
-    check_trust(check(raw | {"trust": trust}))
+        raise UserError(f"{path} does not parse: {str(error).splitlines()[0]}") from error
+    if not isinstance(raw, dict):
+        raise UserError(f"{path} does not hold a configuration; the file was damaged")
     return raw
 
 
@@ -104,5 +106,7 @@ def find_source(init_from: str) -> str:
     runs = [path for path in sorted(Path("outputs", name).glob("*")) if (path / "config.yaml").is_file()]
     finished = [path for path in runs if RunFolder(path).read_json("environment.json", {}).get("finished")]
     if not finished:
-        raise UserError(f"{init_from}: no finished run of that recipe; make one with: python -m edgetrain recipe={name}")
+        raise UserError(
+            f"{init_from}: no finished run of that recipe; make one with: python -m edgetrain recipe={name}"
+        )
     return str(finished[-1])

@@ -25,7 +25,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         reason = "it holds code or objects, which are never loaded" if "Unsupported" in str(error) else "it is damaged"
         raise UserError(f"cannot load {path}: {reason}; use a checkpoint of plain weights") from error
     except (RuntimeError, EOFError, OSError, ValueError) as error:
-        raise UserError(f"cannot load {path}: the file is cut short or damaged; use an older one of its folder") from error
+        raise UserError(
+            f"cannot load {path}: the file is cut short or damaged; use an older one of its folder"
+        ) from error
 
 
 def last_checkpoint(folder: RunFolder) -> Path:
@@ -70,7 +72,9 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor], source: str) -> N
     Raises UserError naming the first keys or shapes that do not fit.
     """
     own = model.state_dict()
-    tied = {key for key, value in own.items() if any(value is own[k] or same(value, own[k]) for k in weights if k in own)}
+    tied = {
+        key for key, value in own.items() if any(value is own[k] or same(value, own[k]) for k in weights if k in own)
+    }
     missing = [key for key in own if key not in weights and key not in tied]
     unknown = [key for key in weights if key not in own]
     shapes = [

@@ -19,9 +19,7 @@ def judge(config: Config, folder: RunFolder) -> list[dict[str, Any]]:
     return [judge_one(claim, metrics, baseline, why_not) for claim in config.claims]
 
 
-def judge_one(
-    claim: dict[str, Any], metrics: dict[str, Any], baseline: dict[str, Any], why_not: str
-) -> dict[str, Any]:
+def judge_one(claim: dict[str, Any], metrics: dict[str, Any], baseline: dict[str, Any], why_not: str) -> dict[str, Any]:
     name = claim["metric"]
     above = claim.get("above") is not None
     bound = claim["above"] if above else claim.get("below")

@@ -192,8 +192,7 @@ def read_run(arguments: list[str]):  # noqa: ANN201 - the types live in modules 
     if not path:
         raise UserError("say which run: run=<run folder>")
     folder = RunFolder.open(path)
-    trust = [value for value in arguments if value.startswith("trust=")]
-    return compose(arguments, base=read_config(folder, trust)), folder
+    return compose(arguments, base=read_config(folder)), folder
 
 
 def open_run(arguments: list[str]):  # noqa: ANN201

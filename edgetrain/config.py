@@ -12,13 +12,12 @@ from dataclasses import dataclass, field
 from typing import Any, Required, TypedDict
 
 from edgetrain.errors import UserError, listing, nearest
-from edgetrain.recipes import options as all_options
 from edgetrain.signatures import fits, home, signature
 
 Node = dict[str, Any]
 
 SINGLE_GROUPS = ("job", "data", "model", "task", "optimizer", "trainer")
-LIST_GROUPS = ("method", "measure", "hardware", "export", "logger")
+LIST_GROUPS = ("method", "measure", "export", "logger")
 GROUPS = SINGLE_GROUPS + LIST_GROUPS
 MISSING = "???"
 
@@ -33,7 +32,7 @@ RUNTIME = {
 
 # What a run folder or a checkpoint from elsewhere may name without trust=[package]: these rooms, which define what
 # recipes build, and library classes. The capital letter keeps out functions, and modules that a module imports.
-TRUSTED_ROOMS = r"edgetrain\.(jobs|xr|federated|privacy|export|decoding|tasks|methods|models|data|hardware)\."
+TRUSTED_ROOMS = r"edgetrain\.(jobs|xr|federated|privacy|export|decoding|tasks|methods|models|data)\."
 TRUSTED = re.compile(
     r"torch\.optim\.(lr_scheduler\.)?[A-Z]\w*"
     r"|lightning(\.pytorch)?\.Trainer"
@@ -73,7 +72,6 @@ class Config:
     trainer: Node | None = None
     method: dict[str, Node] = field(default_factory=dict)
     measure: dict[str, Node] = field(default_factory=dict)
-    hardware: dict[str, Node] = field(default_factory=dict)
     export: dict[str, Node] = field(default_factory=dict)
     logger: dict[str, Node] = field(default_factory=dict)
     smoke: list[str] = field(default_factory=list)  # overrides that shrink the run to seconds
@@ -106,8 +104,8 @@ def make(raw: dict[str, Any]) -> Config:
 
 
 def find_problems(raw: dict[str, Any], options: dict[str, Iterable[str]] | None = None) -> list[str]:
-    """Everything wrong with a composed configuration. `options`: {group: names} to suggest, or else the package's."""
-    options = all_options() if options is None else options
+    """Everything wrong with a composed configuration. `options`: {group: names} that exist, to suggest from."""
+    options = options or {}
     fields = {item.name: item for item in dataclasses.fields(Config)}
     problems = []
     for key, value in raw.items():

@@ -45,7 +45,7 @@ def examine() -> int:
         say(problem is None, distribution, problem or metadata.version(distribution))
     for module, (distribution, extra) in OPTIONAL.items():
         if importlib.util.find_spec(module) is None:
-            print(f"  -   {distribution:14} not installed; pip install -c constraints.txt -e \".[{extra}]\"")
+            print(f'  -   {distribution:14} not installed; pip install -c constraints.txt -e ".[{extra}]"')
         else:
             problem = import_problem(module)
             say(problem is None, distribution, problem or metadata.version(distribution))
@@ -103,6 +103,12 @@ def folders() -> bool:
             writable = False
         fine = writable and free >= ENOUGH_DISK_GIB
         good = good and fine
-        fix = "" if fine else "; free some space, or work in another folder" if writable else "; not writable, use another"
+        fix = (
+            ""
+            if fine
+            else "; free some space, or work in another folder"
+            if writable
+            else "; not writable, use another"
+        )
         say(fine, what, f"{path}: {free:.1f} GiB free{fix}")
     return good

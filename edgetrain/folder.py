@@ -42,7 +42,9 @@ def write_atomic(path: Path, content: str | bytes) -> None:
     except OSError as error:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
-        raise UserError(f"cannot write {path}: {error.strerror}; free some space or choose another folder with out=DIR") from error
+        raise UserError(
+            f"cannot write {path}: {error.strerror}; free some space or choose another folder with out=DIR"
+        ) from error
 
 
 class RunFolder:
@@ -67,7 +69,9 @@ class RunFolder:
             probe.write_bytes(b"x")
             probe.unlink()
         except OSError as error:
-            raise UserError(f"cannot write the run folder {path}: {error.strerror}; choose another with out=DIR") from error
+            raise UserError(
+                f"cannot write the run folder {path}: {error.strerror}; choose another with out=DIR"
+            ) from error
         return cls(path.resolve())
 
     @classmethod
@@ -93,7 +97,9 @@ class RunFolder:
         try:
             return json.loads(path.read_text())
         except ValueError as error:
-            raise UserError(f"{path} is not valid JSON ({error}); the file was damaged, run the command that made it again") from error
+            raise UserError(
+                f"{path} is not valid JSON ({error}); the file was damaged, run the command that made it again"
+            ) from error
 
     def update_metrics(self, metrics: Row) -> None:
         """Merge into metrics.json; a name measured again replaces the old value."""
@@ -136,7 +142,9 @@ class RunFolder:
         write_atomic(self.path / "figures" / f"{name}.png", png)
         self._add_item({"kind": "figure", "name": name, "title": title, "caption": caption})
 
-    def add_spans(self, name: str, spans: list[tuple[str, str]], legend: dict[str, str], title: str, caption: str = "") -> None:
+    def add_spans(
+        self, name: str, spans: list[tuple[str, str]], legend: dict[str, str], title: str, caption: str = ""
+    ) -> None:
         """Coloured running text: spans are (text, style); styles are plain, good, bad, note; `legend` says what each means."""
         item = {"kind": "spans", "name": name, "title": title, "caption": caption}
         self._add_item(item | {"spans": [list(span) for span in spans], "legend": legend})

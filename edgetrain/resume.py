@@ -18,7 +18,7 @@ def resumed_config(path: str, overrides: list[str]) -> tuple[Config, RunFolder]:
     Schedules keep the length that they were started with, also when trainer.max_steps grows.
     """
     folder = RunFolder.open(path)
-    saved = read_config(folder, [value for value in overrides if value.startswith("trust=")])
+    saved = read_config(folder)
     config = compose([*overrides, f"++resume={folder.path}"], base=saved)
     changed = [key for key in differences(saved, config.to_dict()) if not key.startswith(MAY_CHANGE)]
     if changed:
@@ -33,5 +33,7 @@ def differences(before: Any, after: Any, path: str = "") -> list[str]:
     """Dotted keys at which two nested mappings differ."""
     if isinstance(before, dict) and isinstance(after, dict):
         keys = dict.fromkeys([*before, *after])
-        return [found for key in keys for found in differences(before.get(key), after.get(key), f"{path}.{key}".lstrip("."))]
+        return [
+            found for key in keys for found in differences(before.get(key), after.get(key), f"{path}.{key}".lstrip("."))
+        ]
     return [] if before == after else [path]

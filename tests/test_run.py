@@ -30,7 +30,15 @@ def same_weights(a: Path, b: Path) -> bool:
 
 def test_a_run_becomes_one_folder(finished_run: RunFolder) -> None:
     there = {path.name for path in finished_run.path.iterdir()}
-    assert {"config.yaml", "environment.json", "metrics.json", "report.html", "report.md", "checkpoints", "logs"} <= there
+    assert {
+        "config.yaml",
+        "environment.json",
+        "metrics.json",
+        "report.html",
+        "report.md",
+        "checkpoints",
+        "logs",
+    } <= there
     metrics, environment = finished_run.read_json("metrics.json"), finished_run.read_json("environment.json")
     assert metrics["steps"] == 6
     assert metrics["tokens_trained"] == 6 * 4 * 32
@@ -96,7 +104,9 @@ def test_eval_repeats_the_runs_own_figures(edgetrain: Call, finished_run: RunFol
 
 def test_init_from_a_run_starts_with_its_weights(edgetrain: Call, workplace: Path, finished_run: RunFolder) -> None:
     still = ["optimizer.lr=0.0", "trainer.max_steps=1"]
-    code, _, err = edgetrain(*RUN, *still, f"data.path={finished_run.path.parent / 'texts'}", f"init_from={finished_run.path}", "out=again")
+    code, _, err = edgetrain(
+        *RUN, *still, f"data.path={finished_run.path.parent / 'texts'}", f"init_from={finished_run.path}", "out=again"
+    )
     assert code == 0, err
     assert same_weights(workplace / "again", finished_run.path)
 

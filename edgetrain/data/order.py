@@ -1,8 +1,10 @@
 """The order of training samples: a function of (seed, epoch) alone, resumable in the middle of an epoch.
 
 A plain DataLoader shuffles from the global generator and knows no position, so a resumed run sees its first batches
-again. Here the sampler owns the order and the loader counts what it handed out; Lightning calls `set_epoch`,
-`state_dict` and `load_state_dict` by itself, a plain loop may do the same.
+again. Here the sampler owns the order, and the loader counts what it handed out and how often it went through the
+data. It keeps that count itself: a run that stopped at max_steps in the middle of its data is at the end of an epoch for
+Lightning, and must still go on with the samples that it has not seen. Lightning calls `state_dict` and
+`load_state_dict` by itself; a plain loop may do the same.
 """
 
 from collections.abc import Iterator, Sized
@@ -34,17 +36,14 @@ class SeededSampler(DistributedSampler):
         self.start = 0  # samples of this epoch that the next iteration skips
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the permutation. A restored position belongs to the epoch it was saved in, another begins at 0."""
-        if epoch != self.epoch:
-            self.epoch, self.start = epoch, 0
+        """Lightning's count of epochs is not used; the loader sets `epoch` and `start`."""
 
     def __iter__(self) -> Iterator[int]:
         # A prime factor keeps (seed, epoch + 1) apart from (seed + 1, epoch).
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
         order = torch.randperm(len(self.dataset), generator=generator)
         mine = order[self.rank :: self.num_replicas][: self.num_samples]
-        start, self.start = self.start, 0
-        return iter(mine[start:].tolist())
+        return iter(mine[self.start :].tolist())
 
 
 class ResumableLoader(DataLoader):
@@ -61,8 +60,10 @@ class ResumableLoader(DataLoader):
         self.position = {"epoch": 0, "samples": 0}
 
     def __iter__(self) -> Iterator[Tensor]:
-        # A generator on purpose: Lightning calls iter() before set_epoch(), and the epoch is read at the first next().
-        self.position = {"epoch": self.sampler.epoch, "samples": self.sampler.start}
+        """The rest of the epoch that was begun, or the next one."""
+        if self.position["samples"] >= len(self.sampler):
+            self.position = {"epoch": self.position["epoch"] + 1, "samples": 0}
+        self.sampler.epoch, self.sampler.start = self.position["epoch"], self.position["samples"]
         for batch in super().__iter__():
             self.position["samples"] += len(batch)
             yield batch
@@ -78,8 +79,4 @@ class ResumableLoader(DataLoader):
                 f"cannot resume: an epoch had {state['total']} training samples and now has {len(self.sampler)};"
                 " resume with the data and number of processes of the saved run"
             )
-        epoch, samples = state["epoch"], state["samples"]
-        if samples >= len(self.sampler):  # saved at the edge: without this the resumed epoch would be empty
-            epoch, samples = epoch + 1, 0
-        self.sampler.epoch, self.sampler.start = epoch, samples
-        self.position = {"epoch": epoch, "samples": samples}
+        self.position = {"epoch": state["epoch"], "samples": state["samples"]}

@@ -125,9 +125,7 @@ class LayerSkip:
 
     def weights(self, step: int, layers: int) -> list[float]:
         """The loss weight of every layer at this step."""
-        active = active_exits(
-            step, layers, self.curriculum, self.rotation, self.total_steps, self.train_last_layer
-        )
+        active = active_exits(step, layers, self.curriculum, self.rotation, self.total_steps, self.train_last_layer)
         return exit_weights(exit_scales(layers, self.e_scale), active)
 
     def loss(self, loss: Tensor, context: Any) -> Tensor:

@@ -125,9 +125,7 @@ class Backbone(nn.Module):
         self.register_buffer("cosines", rotary[0], persistent=False)
         self.register_buffer("sines", rotary[1], persistent=False)
 
-    def run_layers(
-        self, x: Tensor, first: int, last: int, cache: KVCache | None = None, start: int = 0
-    ) -> Tensor:
+    def run_layers(self, x: Tensor, first: int, last: int, cache: KVCache | None = None, start: int = 0) -> Tensor:
         """Layers first..last-1 on x [batch, n, dim], whose positions are start..start+n-1."""
         stop = start + x.shape[1]
         rotary = (self.cosines[start:stop], self.sines[start:stop])
@@ -190,9 +188,7 @@ class Llama(nn.Module):
     def embed(self, tokens: Tensor) -> Tensor:
         return self.model.embed_tokens(tokens)
 
-    def run_layers(
-        self, x: Tensor, first: int, last: int, cache: KVCache | None = None, start: int = 0
-    ) -> Tensor:
+    def run_layers(self, x: Tensor, first: int, last: int, cache: KVCache | None = None, start: int = 0) -> Tensor:
         """See `Backbone.run_layers`."""
         return self.model.run_layers(x, first, last, cache, start)
 

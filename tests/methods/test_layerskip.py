@@ -37,7 +37,11 @@ def small_transformers(kind: str) -> torch.nn.Module:
     return AutoModelForCausalLM.from_config(config).double()
 
 
-MODELS = {"ours": small_llama, "llama": lambda: small_transformers("llama"), "qwen2": lambda: small_transformers("qwen2")}
+MODELS = {
+    "ours": small_llama,
+    "llama": lambda: small_transformers("llama"),
+    "qwen2": lambda: small_transformers("qwen2"),
+}
 
 
 def layerskip(**changes: object) -> LayerSkip:
