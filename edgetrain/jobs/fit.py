@@ -6,11 +6,12 @@ from typing import Any
 import lightning
 import torch
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from edgetrain.build import Trained, build, build_trained, finish
 from edgetrain.checkpoint import last_checkpoint, load_weights, model_weights, read_checkpoint
 from edgetrain.config import Config
-from edgetrain.errors import Interrupted
+from edgetrain.errors import Interrupted, UserError
 from edgetrain.folder import RunFolder
 from edgetrain.jobs.callbacks import RunState, Throughput
 from edgetrain.jobs.result import Result
@@ -58,12 +59,16 @@ class Fit:
             save_on_exception=True,
         )
         bar = [RichProgressBar(leave=True)] if node.get("enable_progress_bar", True) else []
-        return build(
-            node,
-            logger=loggers,
-            callbacks=[*callbacks, kept, *bar, *([LearningRateMonitor("step")] if loggers else [])],
-            default_root_dir=folder.path,
-        )
+        monitors = [LearningRateMonitor("step")] if loggers else []
+        try:
+            return build(
+                node,
+                logger=loggers,
+                callbacks=[*callbacks, kept, *bar, *monitors],
+                default_root_dir=folder.path,
+            )
+        except (MisconfigurationException, ValueError, TypeError) as error:
+            raise UserError(f"trainer: {str(error).splitlines()[0]}") from error
 
     def metrics(self, trained: Trained, trainer: lightning.Trainer, throughput: Throughput) -> dict[str, Any]:
         unit = trained.task.unit
