@@ -90,14 +90,15 @@ def run_verb(arguments: list[str]) -> int:
 
 
 def eval_verb(arguments: list[str]) -> None:
-    trained, folder = open_run(arguments)
+    trained, _ = open_run(arguments)
     trained.data.setup("test")
     held_out = trained.task.evaluate(trained.model, trained.data.test_dataloader())
     print_metrics({f"test/{name}": value for name, value in held_out.items()})
 
 
 def generate_verb(arguments: list[str]) -> None:
-    options = {name: take_value(arguments, name) for name in ("prompt", "tokens", "temperature", "exit_layer", "draft")}
+    names = ("prompt", "tokens", "temperature", "exit_layer", "draft", "seed")
+    options = {name: take_value(arguments, name) for name in names}
     from edgetrain.decoding.terminal import stream
 
     trained, _ = open_run(arguments)

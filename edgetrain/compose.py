@@ -25,9 +25,9 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
 
 from edgetrain import recipes
+from edgetrain.annotations import fits
 from edgetrain.config import GROUPS, LIST_GROUPS, MISSING, Config, check_trust, defaults, find_problems, make
 from edgetrain.errors import UserError, listing, nearest
-from edgetrain.signatures import fits
 
 DEFAULT_RECIPE = "layerskip_llama"
 

@@ -11,8 +11,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Required, TypedDict
 
+from edgetrain.annotations import fits
 from edgetrain.errors import UserError, listing, nearest
-from edgetrain.signatures import fits, home, signature
+from edgetrain.signatures import home, signature
 
 Node = dict[str, Any]
 

@@ -128,7 +128,7 @@ class RunFolder:
     # What the report shows, in order. An item of the same name replaces the older one in place.
 
     def add_table(self, name: str, rows: list[Row], title: str, caption: str = "", grey: str | None = None) -> None:
-        """Write tables/<name>.csv. Rows whose column `grey` is true are greyed in the report (that column is not shown)."""
+        """Write tables/<name>.csv. Rows whose column `grey` is true are greyed in the report, without that column."""
         text = io.StringIO()
         columns = list(dict.fromkeys(key for row in rows for key in row))
         writer = csv.DictWriter(text, columns, lineterminator="\n")
@@ -145,7 +145,7 @@ class RunFolder:
     def add_spans(
         self, name: str, spans: list[tuple[str, str]], legend: dict[str, str], title: str, caption: str = ""
     ) -> None:
-        """Coloured running text: spans are (text, style); styles are plain, good, bad, note; `legend` says what each means."""
+        """Coloured running text: spans are (text, style), styles plain, good, bad and note; `legend` explains them."""
         item = {"kind": "spans", "name": name, "title": title, "caption": caption}
         self._add_item(item | {"spans": [list(span) for span in spans], "legend": legend})
 
@@ -163,7 +163,7 @@ class RunFolder:
 
 
 def scalars(row: dict[str, str | None]) -> dict[str, float]:
-    """The numbers of one logged line. A killed run may leave its last line cut short; what does not parse is left out."""
+    """The numbers of one logged line; what does not parse is left out, as a killed run may cut its last line short."""
     numbers = {}
     for name, text in row.items():
         try:

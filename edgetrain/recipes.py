@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from edgetrain.errors import UserError, listing, nearest
+from edgetrain.folder import write_atomic
 
 VARIABLE = "EDGETRAIN_RECIPES"
 
@@ -75,6 +76,21 @@ def _folders() -> list[Path]:
 def _existing(folders: list[Path]) -> list[Path]:
     """The folders that exist, each once (the working directory is often the checkout)."""
     return list(dict.fromkeys(folder.resolve() for folder in folders if folder.is_dir()))
+
+
+def copy_recipe(source: str, name: str) -> Path:
+    """Write recipes/<name>.yaml here as a copy of a recipe, to be edited; its Run: line names the copy.
+
+    Raises UserError for an unknown source, a name that is not a plain word, or one that is taken.
+    """
+    if not re.fullmatch(r"[A-Za-z_]\w*", name):
+        raise UserError(f"'{name}' cannot name a recipe; use letters, digits and _")
+    path = Path("recipes") / f"{name}.yaml"
+    if path.exists():
+        raise UserError(f"{path} is there already; choose another name, or edit it")
+    original = find(source)
+    write_atomic(path, _read(original).replace(f"recipe={original.stem}", f"recipe={name}"))
+    return path
 
 
 def options(recipe: Path | None = None) -> dict[str, dict[str, Path]]:

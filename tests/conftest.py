@@ -1,4 +1,4 @@
-"""Fixtures that every test may use: an empty place to work in, real data where it is, and runs small enough for a test."""
+"""Fixtures that every test may use: an empty place to work in, and runs small enough for a test."""
 
 import os
 from collections.abc import Callable

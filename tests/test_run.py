@@ -77,7 +77,7 @@ def test_a_job_without_a_model_leaves_a_folder_and_a_report(
 ) -> None:
     monkeypatch.setenv("EDGETRAIN_RECIPES", str(ROOT / "tests" / "recipes"))
     monkeypatch.syspath_prepend(str(ROOT / "tests" / "recipes"))
-    code, out, err = edgetrain("recipe=hello_simulation", "out=hello")
+    code, _, err = edgetrain("recipe=hello_simulation", "out=hello")
     assert code == 0, err
     folder = RunFolder.open("hello")
     # M/M/1: the mean wait is load/(1-load) = 4 services at load 0.8

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from edgetrain.annotations import fits
 from edgetrain.errors import UserError
-from edgetrain.signatures import Parameter, fits, home, signature
+from edgetrain.signatures import Parameter, home, signature
 
 MODULE = """
 raise RuntimeError("this module was imported")

@@ -2,8 +2,8 @@
 
 A plain DataLoader shuffles from the global generator and knows no position, so a resumed run sees its first batches
 again. Here the sampler owns the order, and the loader counts what it handed out and how often it went through the
-data. It keeps that count itself: a run that stopped at max_steps in the middle of its data is at the end of an epoch for
-Lightning, and must still go on with the samples that it has not seen. Lightning calls `state_dict` and
+data. It keeps that count itself: a run that stopped at max_steps in the middle of its data is at the end of an epoch
+for Lightning, and must still go on with the samples that it has not seen. Lightning calls `state_dict` and
 `load_state_dict` by itself; a plain loop may do the same.
 """
 

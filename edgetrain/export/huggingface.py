@@ -5,10 +5,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from edgetrain.errors import UserError
 from edgetrain.export.artefact import Artefact
 from edgetrain.models.huggingface import save_llama
 from edgetrain.models.llama import Llama
-from edgetrain.errors import UserError
 
 
 class HuggingFace:

@@ -13,7 +13,7 @@ from edgetrain.build import Trained
 
 
 class Throughput(Callback):
-    """Units (tokens, images) trained on in a second of training steps, validation left out; logged and shown in the bar."""
+    """Units (tokens, images) trained on per second of training steps, validation left out; in the logs and the bar."""
 
     def __init__(self) -> None:
         self.units = 0

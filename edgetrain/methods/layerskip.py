@@ -187,7 +187,7 @@ def take(value: Any, kept: Tensor, batch: int) -> Any:
 
 @lru_cache
 def droppable(layer_class: type[nn.Module]) -> type[nn.Module]:
-    """The layer's class with `DroppableLayer` before it. The same class gives the same result, so `apply` may repeat."""
+    """The layer's class with `DroppableLayer` before it; one that has it already stays, so `apply` may repeat."""
     if issubclass(layer_class, DroppableLayer):
         return layer_class
     return type(f"Droppable{layer_class.__name__}", (DroppableLayer, layer_class), {})

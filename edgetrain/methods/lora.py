@@ -1,4 +1,4 @@
-"""LoRA through peft: low-rank adapters on chosen linear layers, everything else frozen (Hu et al., arXiv 2106.09685)."""
+"""LoRA through peft: low-rank adapters on linear layers, everything else frozen (Hu et al., arXiv 2106.09685)."""
 
 from typing import Any
 

@@ -175,7 +175,7 @@ class Llama(nn.Module):
             self.lm_head.weight = self.model.embed_tokens.weight
 
     def reset_parameters(self) -> None:
-        """Normal(0, 0.02); projections that write to the residual stream are scaled by 1/sqrt(2 layers), as in GPT-2."""
+        """Normal(0, 0.02); projections onto the residual stream are scaled by 1/sqrt(2 layers), as in GPT-2."""
         for name, parameter in self.named_parameters():
             if parameter.ndim == 2:
                 onto_residual = name.endswith(("o_proj.weight", "down_proj.weight"))
