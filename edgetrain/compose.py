@@ -136,7 +136,7 @@ def _parse(texts: list[str]) -> list[Override]:
 
 def _read(name_or_path: str) -> Source:
     path = recipes.find(name_or_path)
-    body = recipes.load_yaml(path)
+    body = {"description": recipes.header(path).sentence} | recipes.load_yaml(path)
     for key in ("recipe", "variant"):
         if key in body:
             raise UserError(f"{path}: {key} is chosen on the command line only, as {key}=NAME")

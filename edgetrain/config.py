@@ -1,6 +1,6 @@
 """The schema: what a composed recipe may contain. Everything is checked here before anything heavy is imported.
 
-`check` collects every error and reports them together; each line has the key as typed, the value, what was expected and
+`find_problems` collects every error; each line has the key as typed, the value, what was expected and
 the nearest valid name.
 """
 
@@ -58,6 +58,7 @@ class Config:
     """One run. Plain containers only, so that a checkpoint that holds it loads with weights_only=True."""
 
     recipe: str
+    description: str = ""  # the recipe's first sentence
     seed: int = 0
     out: str | None = None  # the run folder; None makes outputs/<recipe>/<time>-<id>
     init_from: str | None = None  # weights only: a checkpoint, a Hugging Face folder, or recipe:NAME
@@ -89,14 +90,6 @@ def defaults() -> dict[str, Any]:
     """The keys outside the groups that need not be given, with their defaults."""
     plain = Config(recipe="").to_dict()
     return {key: value for key, value in plain.items() if key not in (*GROUPS, "recipe")}
-
-
-def check(raw: dict[str, Any]) -> Config:
-    """The typed configuration. Raises one UserError that lists every problem, a line each."""
-    problems = find_problems(raw)
-    if problems:
-        raise UserError("\n".join(problems))
-    return make(raw)
 
 
 def make(raw: dict[str, Any]) -> Config:
@@ -235,7 +228,7 @@ def _shown(key: str, value: Any) -> str:
 def check_trust(config: Config | dict[str, Any]) -> None:
     """For a configuration from a run folder or a checkpoint: it may name only what is known to be harmless.
 
-    Raises UserError that names each other target and what to add. Imports nothing, so call it before `check`.
+    Raises UserError that names each other target and what to add. Imports nothing, so call it before `find_problems`.
     """
     raw = config.to_dict() if isinstance(config, Config) else config
     trust = raw.get("trust") or []

@@ -1,0 +1,314 @@
+"""Self-speculative against autoregressive decoding of the same weights: acceptance, speed, and equality of output.
+
+LayerSkip (Elhoushi et al. 2024, arXiv 2404.16710), section 4.3 and Table 3. Notable choices: the weights are float32, so
+that outputs can be compared token for token; both ways of decoding are timed prompt by prompt, so that what slows the
+machine slows both; a speed-up stands beside the bound that layer passes give; and a row whose output repeats itself is
+marked, since repetition is easy to draft.
+"""
+
+import copy
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import Progress
+from torch import Generator, Tensor
+
+from edgetrain.decoding.autoregressive import check_request, generate
+from edgetrain.decoding.degeneration import distinct_n, longest_repeated_span
+from edgetrain.decoding.exits import judge_exits
+from edgetrain.decoding.self_speculative import (
+    SelfSpeculation,
+    SelfSpeculativeStats,
+    Source,
+    check_speculation,
+    layer_pass_bound,
+)
+from edgetrain.errors import UserError
+from edgetrain.folder import Row, RunFolder
+from edgetrain.models.llama import Llama
+from edgetrain.report.figures import heatmap, scatter_chart
+
+SAMPLED_SHARE, FEWEST_SAMPLED = 4, 8  # at temperature 1, every fourth of the prompts, but not fewer than eight
+RESAMPLES = 2000  # of the bootstrap
+STYLES = {"drafted": "good", "corrected": "bad", "bonus": "note"}
+LEGEND = {
+    "plain": "prompt",
+    "good": "drafted and accepted",
+    "bad": "corrected by the last layer",
+    "note": "bonus token",
+}
+
+
+@dataclass
+class Decodings:
+    """What one way of decoding gave on every prompt: output tokens and seconds, prompt included."""
+
+    outputs: list[list[int]] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+
+    def add(self, tokens: Iterable[int]) -> None:
+        started = time.perf_counter()
+        self.outputs.append(list(tokens))
+        self.seconds.append(time.perf_counter() - started)
+
+    @property
+    def tokens_per_s(self) -> float:
+        """The median over prompts."""
+        rates = [len(output) / seconds for output, seconds in zip(self.outputs, self.seconds, strict=True)]
+        return quantiles(rates, [0.5])[0]
+
+
+@dataclass
+class Cell(Decodings):
+    """One exit layer and draft length; `sampled` is at temperature 1, everything else greedy."""
+
+    exit_layer: int = 0
+    draft_length: int = 0
+    greedy: SelfSpeculativeStats = field(default_factory=SelfSpeculativeStats)
+    sampled: SelfSpeculativeStats = field(default_factory=SelfSpeculativeStats)
+    traces: list[list[tuple[int, Source]]] = field(default_factory=list)
+
+    def decode(self, model: Llama, prompt: Tensor, new_tokens: int, generator: Generator | None = None) -> None:
+        """Greedy and timed, or, with a generator, at temperature 1."""
+        decoding = SelfSpeculation(
+            model,
+            prompt,
+            new_tokens,
+            exit_layer=self.exit_layer,
+            draft_length=self.draft_length,
+            temperature=0.0 if generator is None else 1.0,
+            generator=generator,
+        )
+        if generator is None:
+            self.add(decoding)
+            self.greedy += decoding.stats
+            self.traces.append(decoding.trace)
+        else:
+            list(decoding)
+            self.sampled += decoding.stats
+
+
+class SelfSpeculative:
+    """The measure `self_speculative`: every exit layer with every draft length on the same held-out prompts.
+
+    exit_layers: layers that draft, 1 to L-1; draft_lengths: tokens drafted a round; prompts: how many; prompt_length,
+    new_tokens: tokens (no end of text stops a decoding, so that all are equally long); seed: of the draws at
+    temperature 1 and of the bootstrap.
+    """
+
+    def __init__(
+        self,
+        exit_layers: list[int],
+        draft_lengths: list[int],
+        prompts: int = 32,
+        prompt_length: int = 64,
+        new_tokens: int = 128,
+        seed: int = 0,
+    ) -> None:
+        for name, value in (("exit_layers", exit_layers), ("draft_lengths", draft_lengths)):
+            if not value:
+                raise UserError(f"measure.self_speculative.{name} is empty; list at least one")
+        if prompts < 1:
+            raise UserError(f"measure.self_speculative.prompts={prompts} must be at least 1")
+        self.exit_layers, self.draft_lengths = exit_layers, draft_lengths
+        self.prompts, self.prompt_length, self.new_tokens, self.seed = prompts, prompt_length, new_tokens, seed
+
+    def check(self, model: Any) -> None:
+        """Raises UserError when the settings do not fit the model; does no work."""
+        try:
+            if not isinstance(model, Llama):
+                raise UserError(f"decoding needs model=llama or llama_pretrained, not {type(model).__name__}")
+            check_request(model, torch.empty(max(0, self.prompt_length)), self.new_tokens, temperature=0.0)
+            for exit_layer in self.exit_layers:
+                for draft_length in self.draft_lengths:
+                    check_speculation(model, exit_layer, draft_length)
+        except UserError as error:
+            raise UserError(f"measure.self_speculative: {error}") from None
+
+    def measure(self, trained: Any, folder: RunFolder) -> dict[str, float]:
+        """Table and figures `self_speculative*`, a coloured sample, and metrics of the fastest row that is not grey."""
+        self.check(trained.model)
+        model = in_float32(trained.model.eval())
+        prompts, texts = trained.data.prompts(self.prompts, self.prompt_length, continuation=self.new_tokens)
+        device = next(model.parameters()).device
+        prompts, texts = prompts.to(device), texts.to(device)
+        agreement = exit_agreement(model, torch.cat([prompts, texts], dim=1))
+        baseline, cells = self.decode(model, prompts)
+        rows = cell_rows(model.layers, baseline, cells, texts.tolist(), agreement)
+        quotable = [row for row in rows if not row["grey"]]
+        best = max(quotable or rows, key=lambda row: row["speedup"])
+        cell = cells[rows.index(best)]
+        low, high = bootstrap_interval(speedups(baseline, cell), self.seed)
+        self.report(folder, rows, baseline)
+        report_sample(folder, trained.data.tokenizer, prompts[0].tolist(), cell)
+        metrics = {
+            "best_speedup": best["speedup"],
+            "best_speedup_low": low,
+            "best_speedup_high": high,
+            "best_bound": best["bound"],
+            "best_exit_layer": best["exit_layer"],
+            "best_draft_length": best["draft_length"],
+            "best_acceptance": best["acceptance"],
+            "best_distinct_3": best["distinct_3"],
+            "reference_distinct_3": best["reference_distinct_3"],
+            "mismatches": sum(row["mismatches"] for row in rows),
+            "autoregressive_tokens_per_s": baseline.tokens_per_s,
+            "all_rows_grey": int(not quotable),
+        }
+        return {f"self_speculative/{name}": value for name, value in metrics.items()}
+
+    def decode(self, model: Llama, prompts: Tensor) -> tuple[Decodings, list[Cell]]:
+        """Every prompt by every way of decoding, with a progress bar."""
+        baseline = Decodings()
+        grid = [(exit_layer, length) for exit_layer in self.exit_layers for length in self.draft_lengths]
+        cells = [Cell(exit_layer=exit_layer, draft_length=length) for exit_layer, length in grid]
+        sampled = prompts[: max(FEWEST_SAMPLED, len(prompts) // SAMPLED_SHARE)]
+        generator = Generator(prompts.device).manual_seed(self.seed)
+        for _ in generate(model, prompts[0], self.new_tokens):
+            pass  # warms up caches and allocator; not timed
+        Cell(exit_layer=grid[0][0], draft_length=grid[0][1]).decode(model, prompts[0], self.new_tokens)
+        # Drawn between decodings only: a drawing thread would take time from those that are measured.
+        with Progress(console=Console(stderr=True), auto_refresh=False) as progress:
+            bar = progress.add_task(
+                "prompts x decodings", total=len(prompts) * (1 + len(cells)) + len(sampled) * len(cells)
+            )
+            for prompt in prompts:
+                baseline.add(generate(model, prompt, self.new_tokens))
+                progress.update(bar, advance=1, refresh=True)
+                for cell in cells:
+                    cell.decode(model, prompt, self.new_tokens)
+                    progress.update(bar, advance=1, refresh=True)
+            for cell in cells:
+                for prompt in sampled:
+                    cell.decode(model, prompt, self.new_tokens, generator)
+                    progress.update(bar, advance=1, refresh=True)
+        return baseline, cells
+
+    def report(self, folder: RunFolder, rows: list[Row], baseline: Decodings) -> None:
+        caption = (
+            f"{len(baseline.outputs)} held-out prompts of {self.prompt_length} tokens, {self.new_tokens} new tokens each, "
+            f"greedy, float32; autoregressive decoding gives {baseline.tokens_per_s:.4g} tokens/s. speedup: median over "
+            "prompts of the ratio of times, speedup_low and speedup_high its quartiles; bound: what layer passes alone "
+            "would give; mismatches: prompts whose output is not the autoregressive one; agreement: share of held-out "
+            "tokens where the exit predicts what the last layer does. Greedy output is the same for every row, so "
+            "distinct_3 and longest_repeat (means over prompts) are too, unless there are mismatches. Grey: distinct_3 is "
+            "below half of the held-out text's own, which makes the acceptance too easy to quote."
+        )
+        folder.add_table("self_speculative", rows, "Self-speculative decoding", caption, grey="grey")
+        for value, title in (("acceptance", "Acceptance of drafted tokens"), ("speedup", "Measured speed-up")):
+            cells = {(row["exit_layer"], row["draft_length"]): row[value] for row in rows}
+            grid = [[cells[layer, length] for length in self.draft_lengths] for layer in self.exit_layers]
+            png = heatmap(
+                grid, self.draft_lengths, self.exit_layers, "draft length (tokens)", "exit layer", value_label=value
+            )
+            folder.add_figure(
+                f"self_speculative_{value}", png, title, "Greedy decoding; all layers verify every draft."
+            )
+        points: dict[str, list[tuple[float, float]]] = {}
+        for row in rows:
+            points.setdefault(f"exit layer {row['exit_layer']}", []).append((row["bound"], row["speedup"]))
+        folder.add_figure(
+            "self_speculative_bound",
+            scatter_chart(points, "bound from layer passes (x)", "measured speed-up (x)", diagonal="bound"),
+            "Measured speed-up against its bound",
+            "One point a draft length. A point clearly above the line is a disturbed measurement.",
+        )
+
+
+def cell_rows(
+    layers: int, baseline: Decodings, cells: list[Cell], texts: list[list[int]], agreement: list[float]
+) -> list[Row]:
+    """The table, a row a cell. texts: how the held-out text goes on after each prompt."""
+    own = mean(distinct_n(text) for text in texts)
+    own_repeat = mean(longest_repeated_span(text) for text in texts)
+    rows = []
+    for cell in cells:
+        ratios, stats = speedups(baseline, cell), cell.greedy
+        low, median, high = quantiles(ratios, [0.25, 0.5, 0.75])
+        distinct = mean(distinct_n(output) for output in cell.outputs)
+        rows.append(
+            {
+                "exit_layer": cell.exit_layer,
+                "draft_length": cell.draft_length,
+                "acceptance": stats.acceptance,
+                "tokens_per_round": stats.tokens_per_round,
+                "tokens_per_s": cell.tokens_per_s,
+                "speedup": median,
+                "speedup_low": low,
+                "speedup_high": high,
+                "bound": layer_pass_bound(layers, cell.exit_layer, stats.drafted / stats.rounds, stats.acceptance),
+                "mismatches": sum(a != b for a, b in zip(cell.outputs, baseline.outputs, strict=True)),
+                "agreement": agreement[cell.exit_layer - 1],
+                "acceptance_temperature_1": cell.sampled.acceptance,
+                "distinct_3": distinct,
+                "reference_distinct_3": own,
+                "longest_repeat": mean(longest_repeated_span(output) for output in cell.outputs),
+                "reference_longest_repeat": own_repeat,
+                "grey": distinct < own / 2,
+            }
+        )
+    return rows
+
+
+def report_sample(folder: RunFolder, tokenizer: Any, prompt: list[int], cell: Cell) -> None:
+    """The first prompt's decoding, coloured by where each token came from."""
+    trace = cell.traces[0]
+    styles = ["plain"] * len(prompt) + [STYLES[source] for _, source in trace]
+    pieces = zip(text_pieces(tokenizer, [*prompt, *(token for token, _ in trace)]), styles, strict=True)
+    spans = [("".join(text for text, _ in run), style) for style, run in groupby(pieces, key=lambda piece: piece[1])]
+    caption = (
+        f"Exit layer {cell.exit_layer}, draft length {cell.draft_length}: the fastest row that is not grey, if any."
+    )
+    folder.add_spans("self_speculative_sample", spans, LEGEND, "Where each token came from", caption)
+
+
+def text_pieces(tokenizer: Any, tokens: list[int]) -> Iterator[str]:
+    """The text that each token adds. One that ends inside a character adds nothing, the one that completes it all.
+
+    What never becomes valid UTF-8 shows as U+FFFD. The pieces joined are the decoded text.
+    """
+    done = 0  # characters given so far
+    for count in range(1, len(tokens) + 1):
+        text = tokenizer.decode(tokens[:count])
+        complete = count == len(tokens) or not text.endswith("\ufffd")
+        yield text[done:] if complete else ""
+        done = len(text) if complete else done
+
+
+def in_float32(model: Llama) -> Llama:
+    """The model itself when it is float32, else a copy that is."""
+    return model if model.lm_head.weight.dtype == torch.float32 else copy.deepcopy(model).float()
+
+
+def exit_agreement(model: Llama, windows: Tensor) -> list[float]:
+    """Share of tokens of int64 [count, n + 1] where each exit predicts what the last layer does, teacher-forced."""
+    predictions = [judge_exits(model, window[None, :-1], window[1:])[1] for window in windows]
+    joined = torch.cat(predictions, dim=1)
+    return (joined == joined[-1]).double().mean(1).tolist()
+
+
+def speedups(baseline: Decodings, cell: Cell) -> list[float]:
+    """Autoregressive seconds over self-speculative seconds, prompt by prompt."""
+    return [slow / fast for slow, fast in zip(baseline.seconds, cell.seconds, strict=True)]
+
+
+def bootstrap_interval(values: list[float], seed: int) -> list[float]:
+    """95 % interval of the median: percentiles over resampled prompts (Efron 1979)."""
+    generator = Generator().manual_seed(seed)
+    picks = torch.randint(len(values), (RESAMPLES, len(values)), generator=generator)
+    medians = torch.tensor(values, dtype=torch.float64)[picks].quantile(0.5, dim=1)
+    return quantiles(medians.tolist(), [0.025, 0.975])
+
+
+def quantiles(values: list[float], at: list[float]) -> list[float]:
+    return torch.tensor(values, dtype=torch.float64).quantile(torch.tensor(at, dtype=torch.float64)).tolist()
+
+
+def mean(values: Iterable[float]) -> float:
+    values = list(values)
+    return sum(values) / len(values)
