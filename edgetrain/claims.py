@@ -1,7 +1,7 @@
 """Set the paper's effects beside what a run measured: seen, not seen, or undecided.
 
-A recipe says `claims: [{effect, paper, metric, above | below}]`. The bound is a number, another metric's name, or
-`baseline`: the same metric of the run named by `baseline=`, on the same corpus. A metric measured with an interval
+A recipe says `claims: [{effect, paper, metric, above | below, unless}]`. The bound is a number, another metric's
+name, or `baseline`: the same metric of the run named by `baseline=`, on the same corpus. A metric measured with an interval
 (`<metric>_low`, `<metric>_high`) decides only when the whole interval lies on one side.
 """
 
@@ -26,6 +26,8 @@ def judge_one(claim: dict[str, Any], metrics: dict[str, Any], baseline: dict[str
     row = {"effect": claim["effect"], "paper": claim["paper"], "measured": metrics.get(name), "verdict": "undecided"}
     if name not in metrics:
         return row | {"note": f"{name} was not measured"}
+    if metrics.get(claim.get("unless")):
+        return row | {"note": f"not to be quoted: {claim['unless']}"}
     if bound == "baseline":
         if name not in baseline:
             return row | {"note": why_not or f"the baseline run has no {name}"}

@@ -44,13 +44,17 @@ TRUSTED = re.compile(
 
 
 class Claim(TypedDict, total=False):
-    """A paper's claim, judged by a metric of the run; `above` and `below` are numbers or names of other metrics."""
+    """A paper's claim, judged by a metric of the run; `above` and `below` are numbers or names of other metrics.
+
+    unless: a metric that, when it is not 0, makes the figure one that may not be quoted.
+    """
 
     effect: Required[str]
     paper: Required[str]
     metric: Required[str]
     above: float | str | None
     below: float | str | None
+    unless: str | None
 
 
 @dataclass(frozen=True)
@@ -197,13 +201,8 @@ def _inner_problems(path: str, value: Any) -> list[str]:
 def _claim_problems(claims: Any) -> list[str]:
     if not isinstance(claims, list):
         return [f"{_shown('claims', claims)}: expected a list"]
-    kinds = {
-        "effect": "str",
-        "paper": "str",
-        "metric": "str",
-        "above": "float | str | None",
-        "below": "float | str | None",
-    }
+    optional = {name: inspect.formatannotation(kind) for name, kind in Claim.__annotations__.items()}
+    kinds = optional | dict.fromkeys(Claim.__required_keys__, "str")
     problems = []
     for number, claim in enumerate(claims):
         path = f"claims.{number}"

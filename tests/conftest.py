@@ -8,6 +8,8 @@ import pytest
 
 from edgetrain.folder import RunFolder
 
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: small products are fastest on one thread
+
 ROOT = Path(__file__).resolve().parent.parent
 
 # A language run of a second or two on the documents of `small_texts`.

@@ -40,6 +40,12 @@ def test_a_number_above_its_bound(tmp_path: Path, metrics: dict[str, float], exp
     assert verdict(tmp_path, metrics, above=1.0)["verdict"] == expected
 
 
+def test_a_figure_that_may_not_be_quoted_decides_nothing(tmp_path: Path) -> None:
+    row = verdict(tmp_path, {"speed": 2.0, "collapsed": 1}, above=1.0, unless="collapsed")
+    assert row["verdict"] == "undecided"
+    assert "not to be quoted" in row["note"]
+
+
 def test_a_number_below_its_bound(tmp_path: Path) -> None:
     assert verdict(tmp_path, {"speed": 0.5}, below=1.0)["verdict"] == "seen"
 

@@ -1,5 +1,6 @@
 """The verbs that answer at once, and those that read a finished run."""
 
+import os
 import subprocess
 import sys
 import time
@@ -119,3 +120,27 @@ def test_doctor_says_what_is_missing_and_the_fix(edgetrain: Call, monkeypatch: p
     code, out, _ = edgetrain("doctor")
     assert code == 1
     assert "does not load: No module named 'no_such_module'" in out
+
+
+@pytest.mark.slow
+def test_the_wheel_lists_and_smokes_from_an_empty_folder(tmp_path: Path) -> None:
+    """conf/ and recipes/ travel inside the wheel; it is put before the checkout on the path."""
+    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)]
+    subprocess.run(build, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    site, empty = tmp_path / "site", tmp_path / "empty"
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(site), str(wheel)]
+    subprocess.run(install, check=True)
+    empty.mkdir()
+
+    def run(*arguments: str) -> str:
+        environment = os.environ | {"PYTHONPATH": str(site)}
+        command = [sys.executable, "-m", "edgetrain", *arguments]
+        ended = subprocess.run(command, cwd=empty, env=environment, capture_output=True, text=True)
+        assert ended.returncode == 0, ended.stderr
+        return ended.stdout
+
+    assert "layerskip_llama " in run("list")
+    assert (site / "edgetrain" / "recipes" / "layerskip_llama.yaml").is_file()
+    run("recipe=layerskip_llama", "--smoke", "out=run")
+    assert (empty / "run" / "report.html").is_file()

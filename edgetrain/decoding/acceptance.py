@@ -1,16 +1,18 @@
 """Self-speculative against autoregressive decoding of the same weights: acceptance, speed, and equality of output.
 
-LayerSkip (Elhoushi et al. 2024, arXiv 2404.16710), section 4.3 and Table 3. Notable choices: the weights are float32, so
-that outputs can be compared token for token; both ways of decoding are timed prompt by prompt, so that what slows the
-machine slows both; a speed-up stands beside the bound that layer passes give; and a row whose output repeats itself is
-marked, since repetition is easy to draft.
+LayerSkip (Elhoushi et al. 2024, arXiv 2404.16710), section 4.3 and Table 3. Notable choices:
+
+- the weights are float32, so that outputs can be compared token for token;
+- all ways of decoding are timed prompt by prompt, so that what slows the machine slows all of them;
+- a speed-up stands beside the bound that layer passes give (`layer_pass_bound`);
+- a row whose output repeats itself is marked grey, since repetition is easy to draft.
 """
 
 import copy
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from itertools import groupby
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -18,6 +20,7 @@ from rich.console import Console
 from rich.progress import Progress
 from torch import Generator, Tensor
 
+from edgetrain.decoding.acceptance_report import report_rows, report_sample
 from edgetrain.decoding.autoregressive import check_request, generate
 from edgetrain.decoding.degeneration import distinct_n, longest_repeated_span
 from edgetrain.decoding.exits import judge_exits
@@ -31,17 +34,9 @@ from edgetrain.decoding.self_speculative import (
 from edgetrain.errors import UserError
 from edgetrain.folder import Row, RunFolder
 from edgetrain.models.llama import Llama
-from edgetrain.report.figures import heatmap, scatter_chart
 
 SAMPLED_SHARE, FEWEST_SAMPLED = 4, 8  # at temperature 1, every fourth of the prompts, but not fewer than eight
 RESAMPLES = 2000  # of the bootstrap
-STYLES = {"drafted": "good", "corrected": "bad", "bonus": "note"}
-LEGEND = {
-    "plain": "prompt",
-    "good": "drafted and accepted",
-    "bad": "corrected by the last layer",
-    "note": "bonus token",
-}
 
 
 @dataclass
@@ -63,12 +58,12 @@ class Decodings:
         return quantiles(rates, [0.5])[0]
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Cell(Decodings):
     """One exit layer and draft length; `sampled` is at temperature 1, everything else greedy."""
 
-    exit_layer: int = 0
-    draft_length: int = 0
+    exit_layer: int
+    draft_length: int
     greedy: SelfSpeculativeStats = field(default_factory=SelfSpeculativeStats)
     sampled: SelfSpeculativeStats = field(default_factory=SelfSpeculativeStats)
     traces: list[list[tuple[int, Source]]] = field(default_factory=list)
@@ -123,7 +118,7 @@ class SelfSpeculative:
         try:
             if not isinstance(model, Llama):
                 raise UserError(f"decoding needs model=llama or llama_pretrained, not {type(model).__name__}")
-            check_request(model, torch.empty(max(0, self.prompt_length)), self.new_tokens, temperature=0.0)
+            check_request(model, self.prompt_length, self.new_tokens, temperature=0.0)
             for exit_layer in self.exit_layers:
                 for draft_length in self.draft_lengths:
                     check_speculation(model, exit_layer, draft_length)
@@ -144,8 +139,13 @@ class SelfSpeculative:
         best = max(quotable or rows, key=lambda row: row["speedup"])
         cell = cells[rows.index(best)]
         low, high = bootstrap_interval(speedups(baseline, cell), self.seed)
-        self.report(folder, rows, baseline)
-        report_sample(folder, trained.data.tokenizer, prompts[0].tolist(), cell)
+        setting = (
+            f"{len(prompts)} held-out prompts of {self.prompt_length} tokens, {self.new_tokens} new tokens each, "
+            f"float32; autoregressive decoding gives {baseline.tokens_per_s:.4g} tokens/s"
+        )
+        report_rows(folder, rows, setting)
+        which = f"Exit layer {cell.exit_layer}, draft length {cell.draft_length}: the fastest row that may be quoted."
+        report_sample(folder, trained.data.tokenizer, prompts[0].tolist(), cell.traces[0], which)
         metrics = {
             "best_speedup": best["speedup"],
             "best_speedup_low": low,
@@ -189,48 +189,18 @@ class SelfSpeculative:
                     progress.update(bar, advance=1, refresh=True)
         return baseline, cells
 
-    def report(self, folder: RunFolder, rows: list[Row], baseline: Decodings) -> None:
-        caption = (
-            f"{len(baseline.outputs)} held-out prompts of {self.prompt_length} tokens, {self.new_tokens} new tokens each, "
-            f"greedy, float32; autoregressive decoding gives {baseline.tokens_per_s:.4g} tokens/s. speedup: median over "
-            "prompts of the ratio of times, speedup_low and speedup_high its quartiles; bound: what layer passes alone "
-            "would give; mismatches: prompts whose output is not the autoregressive one; agreement: share of held-out "
-            "tokens where the exit predicts what the last layer does. Greedy output is the same for every row, so "
-            "distinct_3 and longest_repeat (means over prompts) are too, unless there are mismatches. Grey: distinct_3 is "
-            "below half of the held-out text's own, which makes the acceptance too easy to quote."
-        )
-        folder.add_table("self_speculative", rows, "Self-speculative decoding", caption, grey="grey")
-        for value, title in (("acceptance", "Acceptance of drafted tokens"), ("speedup", "Measured speed-up")):
-            cells = {(row["exit_layer"], row["draft_length"]): row[value] for row in rows}
-            grid = [[cells[layer, length] for length in self.draft_lengths] for layer in self.exit_layers]
-            png = heatmap(
-                grid, self.draft_lengths, self.exit_layers, "draft length (tokens)", "exit layer", value_label=value
-            )
-            folder.add_figure(
-                f"self_speculative_{value}", png, title, "Greedy decoding; all layers verify every draft."
-            )
-        points: dict[str, list[tuple[float, float]]] = {}
-        for row in rows:
-            points.setdefault(f"exit layer {row['exit_layer']}", []).append((row["bound"], row["speedup"]))
-        folder.add_figure(
-            "self_speculative_bound",
-            scatter_chart(points, "bound from layer passes (x)", "measured speed-up (x)", diagonal="bound"),
-            "Measured speed-up against its bound",
-            "One point a draft length. A point clearly above the line is a disturbed measurement.",
-        )
-
 
 def cell_rows(
     layers: int, baseline: Decodings, cells: list[Cell], texts: list[list[int]], agreement: list[float]
 ) -> list[Row]:
     """The table, a row a cell. texts: how the held-out text goes on after each prompt."""
-    own = mean(distinct_n(text) for text in texts)
-    own_repeat = mean(longest_repeated_span(text) for text in texts)
+    own = fmean(distinct_n(text) for text in texts)
+    own_repeat = fmean(longest_repeated_span(text) for text in texts)
     rows = []
     for cell in cells:
         ratios, stats = speedups(baseline, cell), cell.greedy
         low, median, high = quantiles(ratios, [0.25, 0.5, 0.75])
-        distinct = mean(distinct_n(output) for output in cell.outputs)
+        distinct = fmean(distinct_n(output) for output in cell.outputs)
         rows.append(
             {
                 "exit_layer": cell.exit_layer,
@@ -247,37 +217,12 @@ def cell_rows(
                 "acceptance_temperature_1": cell.sampled.acceptance,
                 "distinct_3": distinct,
                 "reference_distinct_3": own,
-                "longest_repeat": mean(longest_repeated_span(output) for output in cell.outputs),
+                "longest_repeat": fmean(longest_repeated_span(output) for output in cell.outputs),
                 "reference_longest_repeat": own_repeat,
                 "grey": distinct < own / 2,
             }
         )
     return rows
-
-
-def report_sample(folder: RunFolder, tokenizer: Any, prompt: list[int], cell: Cell) -> None:
-    """The first prompt's decoding, coloured by where each token came from."""
-    trace = cell.traces[0]
-    styles = ["plain"] * len(prompt) + [STYLES[source] for _, source in trace]
-    pieces = zip(text_pieces(tokenizer, [*prompt, *(token for token, _ in trace)]), styles, strict=True)
-    spans = [("".join(text for text, _ in run), style) for style, run in groupby(pieces, key=lambda piece: piece[1])]
-    caption = (
-        f"Exit layer {cell.exit_layer}, draft length {cell.draft_length}: the fastest row that is not grey, if any."
-    )
-    folder.add_spans("self_speculative_sample", spans, LEGEND, "Where each token came from", caption)
-
-
-def text_pieces(tokenizer: Any, tokens: list[int]) -> Iterator[str]:
-    """The text that each token adds. One that ends inside a character adds nothing, the one that completes it all.
-
-    What never becomes valid UTF-8 shows as U+FFFD. The pieces joined are the decoded text.
-    """
-    done = 0  # characters given so far
-    for count in range(1, len(tokens) + 1):
-        text = tokenizer.decode(tokens[:count])
-        complete = count == len(tokens) or not text.endswith("\ufffd")
-        yield text[done:] if complete else ""
-        done = len(text) if complete else done
 
 
 def in_float32(model: Llama) -> Llama:
@@ -307,8 +252,3 @@ def bootstrap_interval(values: list[float], seed: int) -> list[float]:
 
 def quantiles(values: list[float], at: list[float]) -> list[float]:
     return torch.tensor(values, dtype=torch.float64).quantile(torch.tensor(at, dtype=torch.float64)).tolist()
-
-
-def mean(values: Iterable[float]) -> float:
-    values = list(values)
-    return sum(values) / len(values)

@@ -29,7 +29,7 @@ def generate(
     device; exit_layer: how many layers run before the head, all when None. Raises UserError at the call when the
     request does not fit the model.
     """
-    check_request(model, prompt, max_new_tokens, temperature)
+    check_request(model, len(prompt), max_new_tokens, temperature)
     if exit_layer is not None and not 1 <= exit_layer <= model.layers:
         raise UserError(f"exit_layer={exit_layer} is outside 1 to {model.layers}, the model's layers")
     return _tokens(model, prompt, max_new_tokens, temperature, eos_id, generator, exit_layer or model.layers)
@@ -57,10 +57,10 @@ def _tokens(
             return
 
 
-def check_request(model: Llama, prompt: Tensor, max_new_tokens: int, temperature: float) -> None:
-    """Raises UserError when the prompt is empty, or when it and the new tokens do not fit the model's context."""
-    length, context = len(prompt), model.context
-    if length == 0:
+def check_request(model: Llama, length: int, max_new_tokens: int, temperature: float) -> None:
+    """Raises UserError when the prompt is empty, or `length` tokens of it and the new ones do not fit the context."""
+    context = model.context
+    if length < 1:
         raise UserError("the prompt is empty; give at least one token")
     if max_new_tokens < 1:
         raise UserError(f"{max_new_tokens} new tokens were asked for; ask for at least 1")

@@ -90,7 +90,7 @@ class SelfSpeculation:
         eos_id: int | None = None,
         generator: Generator | None = None,
     ) -> None:
-        check_request(model, prompt, max_new_tokens, temperature)
+        check_request(model, len(prompt), max_new_tokens, temperature)
         check_speculation(model, exit_layer, draft_length)
         self.model, self.prompt, self.max_new_tokens = model, prompt, max_new_tokens
         self.exit_layer, self.draft_length = exit_layer, draft_length

@@ -15,7 +15,8 @@ from edgetrain.models.llama import Llama
 def stream(trained: Any, prompt: str | None, **options: str | None) -> None:
     """Decode after `prompt` and print at once what is decided; a line of figures follows on standard error.
 
-    options, as typed: tokens (most new ones, default 128), temperature (default 0), exit_layer, draft (tokens drafted
+    options, as typed: tokens (most new ones, default 128 or what
+    the context leaves), temperature (default 0), exit_layer, draft (tokens drafted
     a round), seed. exit_layer alone exits early; with draft it drafts and the other layers verify.
     Raises UserError for a missing prompt, a value that is not a number, or a model or request that does not fit.
     """
@@ -28,8 +29,9 @@ def stream(trained: Any, prompt: str | None, **options: str | None) -> None:
     if draft is not None and exit_layer is None:
         raise UserError("draft=D needs exit_layer=E: the layers that draft")
     ids = torch.tensor(trained.data.tokenizer.encode(prompt), dtype=torch.int64)
+    room = max(1, model.context - len(ids))
     request = {
-        "max_new_tokens": number(options, "tokens", int, 128),
+        "max_new_tokens": number(options, "tokens", int, min(128, room)),
         "temperature": number(options, "temperature", float, 0.0),
         "eos_id": trained.data.eos_id,
         "generator": torch.Generator().manual_seed(number(options, "seed", int, 0)),

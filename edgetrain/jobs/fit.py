@@ -1,5 +1,6 @@
 """Train one model with Lightning. The only place that creates a Trainer."""
 
+import logging
 from datetime import timedelta
 from typing import Any
 
@@ -15,6 +16,8 @@ from edgetrain.errors import Interrupted, UserError
 from edgetrain.folder import RunFolder
 from edgetrain.jobs.callbacks import RunState, Throughput
 from edgetrain.jobs.result import Result
+
+logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its notices repeat what the report holds
 
 
 class Fit:
@@ -33,6 +36,7 @@ class Fit:
         trained = build_trained(config, state.get("edgetrain", {}).get("plans"))
         if checkpoint:  # fails with a sentence where Lightning would with a traceback; it loads them again itself
             load_weights(trained.model, model_weights(state), str(checkpoint))
+        check_measures(config, trained)
         folder.write_json("plans.json", trained.plans)
         throughput = Throughput()
         trainer = self.trainer(config, folder, [throughput, RunState(trained)])
@@ -84,6 +88,14 @@ class Fit:
             **{f"test/{name}": value for name, value in held_out.items()},
             **trained.data.facts(),
         }
+
+
+def check_measures(config: Config, trained: Trained) -> None:
+    """A measurement that cannot fit the model fails here, not after an hour of training."""
+    for node in config.measure.values():
+        measure = build(node)
+        if hasattr(measure, "check"):
+            measure.check(trained.model)
 
 
 def fastest_precision() -> str:
