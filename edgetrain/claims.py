@@ -1,8 +1,8 @@
 """Set the paper's effects beside what a run measured: seen, not seen, or undecided.
 
 A recipe says `claims: [{effect, paper, metric, above | below, unless}]`. The bound is a number, another metric's
-name, or `baseline`: the same metric of the run named by `baseline=`, on the same corpus. A metric measured with an interval
-(`<metric>_low`, `<metric>_high`) decides only when the whole interval lies on one side.
+name, or `baseline`: the same metric of the run named by `baseline=`, on the same corpus. A metric measured with an
+interval (`<metric>_low`, `<metric>_high`) decides only when the whole interval lies on one side.
 """
 
 from typing import Any

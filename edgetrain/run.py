@@ -26,8 +26,11 @@ def run(config: Config, folder: RunFolder) -> dict[str, float | int | str]:
     random.seed(config.seed)
     np.random.seed(config.seed)
     torch.manual_seed(config.seed)
-    environment = describe() | {"seed": config.seed}
-    if not config.resume:
+    if config.resume:  # the first command stays the one that repeats the run
+        environment = folder.read_json("environment.json", {})
+        environment["resumed"] = [*environment.get("resumed", []), describe()]
+    else:
+        environment = describe() | {"seed": config.seed}
         write_atomic(folder.path / "config.yaml", yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True))
     folder.write_json("environment.json", environment)
 

@@ -12,6 +12,7 @@ import copy
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import product
 from statistics import fmean
 from typing import Any
 
@@ -110,7 +111,7 @@ class SelfSpeculative:
                 raise UserError(f"measure.self_speculative.{name} is empty; list at least one")
         if prompts < 1:
             raise UserError(f"measure.self_speculative.prompts={prompts} must be at least 1")
-        self.exit_layers, self.draft_lengths = exit_layers, draft_lengths
+        self.grid = list(product(exit_layers, draft_lengths))
         self.prompts, self.prompt_length, self.new_tokens, self.seed = prompts, prompt_length, new_tokens, seed
 
     def check(self, model: Any) -> None:
@@ -119,9 +120,8 @@ class SelfSpeculative:
             if not isinstance(model, Llama):
                 raise UserError(f"decoding needs model=llama or llama_pretrained, not {type(model).__name__}")
             check_request(model, self.prompt_length, self.new_tokens, temperature=0.0)
-            for exit_layer in self.exit_layers:
-                for draft_length in self.draft_lengths:
-                    check_speculation(model, exit_layer, draft_length)
+            for exit_layer, draft_length in self.grid:
+                check_speculation(model, exit_layer, draft_length)
         except UserError as error:
             raise UserError(f"measure.self_speculative: {error}") from None
 
@@ -129,9 +129,8 @@ class SelfSpeculative:
         """Table and figures `self_speculative*`, a coloured sample, and metrics of the fastest row that is not grey."""
         self.check(trained.model)
         model = in_float32(trained.model.eval())
-        prompts, texts = trained.data.prompts(self.prompts, self.prompt_length, continuation=self.new_tokens)
-        device = next(model.parameters()).device
-        prompts, texts = prompts.to(device), texts.to(device)
+        windows = trained.data.prompts(self.prompts, self.prompt_length, continuation=self.new_tokens)
+        prompts, texts = (tokens.to(model.lm_head.weight.device) for tokens in windows)
         agreement = exit_agreement(model, torch.cat([prompts, texts], dim=1))
         baseline, cells = self.decode(model, prompts)
         rows = cell_rows(model.layers, baseline, cells, texts.tolist(), agreement)
@@ -144,8 +143,8 @@ class SelfSpeculative:
             f"float32; autoregressive decoding gives {baseline.tokens_per_s:.4g} tokens/s"
         )
         report_rows(folder, rows, setting)
-        which = f"Exit layer {cell.exit_layer}, draft length {cell.draft_length}: the fastest row that may be quoted."
-        report_sample(folder, trained.data.tokenizer, prompts[0].tolist(), cell.traces[0], which)
+        caption = f"Exit layer {cell.exit_layer}, draft length {cell.draft_length}: where the speed-up is best."
+        report_sample(folder, trained.data.tokenizer, prompts[0].tolist(), cell.traces[0], caption)
         metrics = {
             "best_speedup": best["speedup"],
             "best_speedup_low": low,
@@ -165,18 +164,15 @@ class SelfSpeculative:
     def decode(self, model: Llama, prompts: Tensor) -> tuple[Decodings, list[Cell]]:
         """Every prompt by every way of decoding, with a progress bar."""
         baseline = Decodings()
-        grid = [(exit_layer, length) for exit_layer in self.exit_layers for length in self.draft_lengths]
-        cells = [Cell(exit_layer=exit_layer, draft_length=length) for exit_layer, length in grid]
+        cells = [Cell(exit_layer=exit_layer, draft_length=draft_length) for exit_layer, draft_length in self.grid]
         sampled = prompts[: max(FEWEST_SAMPLED, len(prompts) // SAMPLED_SHARE)]
         generator = Generator(prompts.device).manual_seed(self.seed)
-        for _ in generate(model, prompts[0], self.new_tokens):
-            pass  # warms up caches and allocator; not timed
-        Cell(exit_layer=grid[0][0], draft_length=grid[0][1]).decode(model, prompts[0], self.new_tokens)
+        Decodings().add(generate(model, prompts[0], self.new_tokens))  # warm caches and allocator; thrown away
+        copy.deepcopy(cells[0]).decode(model, prompts[0], self.new_tokens)
         # Drawn between decodings only: a drawing thread would take time from those that are measured.
         with Progress(console=Console(stderr=True), auto_refresh=False) as progress:
-            bar = progress.add_task(
-                "prompts x decodings", total=len(prompts) * (1 + len(cells)) + len(sampled) * len(cells)
-            )
+            total = len(prompts) * (1 + len(cells)) + len(sampled) * len(cells)
+            bar = progress.add_task("prompts x decodings", total=total)
             for prompt in prompts:
                 baseline.add(generate(model, prompt, self.new_tokens))
                 progress.update(bar, advance=1, refresh=True)
@@ -198,8 +194,8 @@ def cell_rows(
     own_repeat = fmean(longest_repeated_span(text) for text in texts)
     rows = []
     for cell in cells:
-        ratios, stats = speedups(baseline, cell), cell.greedy
-        low, median, high = quantiles(ratios, [0.25, 0.5, 0.75])
+        stats = cell.greedy
+        low, median, high = quantiles(speedups(baseline, cell), [0.25, 0.5, 0.75])
         distinct = fmean(distinct_n(output) for output in cell.outputs)
         rows.append(
             {

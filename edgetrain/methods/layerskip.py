@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from edgetrain.errors import UserError
-from edgetrain.ops.cross_entropy import linear_cross_entropy
+from edgetrain.ops.cross_entropy import linear_cross_entropy, weight_type
 
 Curriculum = Literal["rotational", "gradual", "none"]
 
@@ -139,7 +139,8 @@ class LayerSkip:
         targets = context.targets.flatten()
         norm, head = context.model.model.norm, context.model.lm_head
         rows = torch.cat([norm(state).flatten(0, 1) for state, _ in early])
-        row_weights = torch.cat([rows.new_full(targets.shape, weight / len(targets)) for _, weight in early])
+        shares = rows.new_tensor([weight / len(targets) for _, weight in early], dtype=weight_type(rows))
+        row_weights = shares.repeat_interleave(len(targets))
         return total + linear_cross_entropy(rows, head.weight, targets.repeat(len(early)), row_weights)
 
 

@@ -20,8 +20,14 @@ def linear_cross_entropy(
     float32 (float64 where the states are).
     """
     if row_weights is None:
-        row_weights = torch.full((states.shape[0],), 1.0 / states.shape[0], device=states.device)
+        rows = states.shape[0]
+        row_weights = torch.full((rows,), 1.0 / rows, dtype=weight_type(states), device=states.device)
     return _LinearCrossEntropy.apply(states, head, targets, row_weights, chunk)
+
+
+def weight_type(states: Tensor) -> torch.dtype:
+    """What sums and row weights are kept in: float32, or float64 where the states are."""
+    return torch.promote_types(states.dtype, torch.float32)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -31,7 +37,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     ) -> Tensor:
         device = states.device.type
         product_type = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else states.dtype
-        sum_type = torch.float64 if states.dtype == torch.float64 else torch.float32
+        sum_type = weight_type(states)
         need_states, need_head = ctx.needs_input_grad[:2]
         states_gradient = torch.empty_like(states) if need_states else None
         head_gradient = torch.zeros_like(head, dtype=sum_type) if need_head else None

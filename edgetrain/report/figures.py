@@ -98,6 +98,8 @@ def line_chart(
             axes.fill_between(x, low, high, color=colour, alpha=0.16, linewidth=0)
         ends.append((y[-1], name, colour))
     _require(ends, series)
+    if not log_x and all(float(x).is_integer() for points in series.values() for x, _ in points):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     for name, level in (reference or {}).items():
         axes.axhline(level, color=QUIET, linestyle=(0, (4, 3)), linewidth=1.2, label=name)
         ends.append((level, name, QUIET))

@@ -46,9 +46,11 @@ def logged_series(folder: RunFolder) -> dict[str, list[tuple[float, float]]]:
 
 
 def flat(tree: Row, prefix: str = "") -> Row:
-    """Nested mappings as one, keys joined by dots; a list of words becomes a command line."""
+    """Nested mappings, and lists of them, as one, keys joined by dots; a list of words becomes a command line."""
     found: Row = {}
     for key, value in tree.items():
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            value = dict(enumerate(value))
         if isinstance(value, dict):
             found |= flat(value, f"{prefix}{key}.")
         else:

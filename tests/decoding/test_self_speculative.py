@@ -244,6 +244,13 @@ def test_sampled_pairs_follow_the_full_model(exit_layer: int) -> None:
     assert torch.special.gammaincc(torch.tensor(15 / 2.0), statistic / 2) > 1e-3
 
 
+def test_an_identity_tail_accepts_everything_when_sampling_too(model: Llama, held_out: Tensor) -> None:
+    same = with_tail(model, 2, "identity")
+    decoding = SelfSpeculation(same, held_out[:11], 40, exit_layer=2, draft_length=4, temperature=0.6)
+    assert len(list(decoding)) == 40
+    assert decoding.stats.acceptance > 0.9  # q and p differ by rounding only
+
+
 def test_sampling_is_repeatable_with_a_seed(model: Llama, held_out: Tensor) -> None:
     def sample(seed: int) -> list[int]:
         generator = torch.Generator().manual_seed(seed)

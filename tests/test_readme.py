@@ -1,0 +1,48 @@
+"""Every command of the README, in its order, in one empty folder; trainings are shrunk with --smoke."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, write_texts
+
+from edgetrain.cli import main
+
+README = (ROOT / "README.md").read_text()
+
+
+def commands() -> list[list[str]]:
+    blocks = re.findall(r"```console\n(.*?)```", README, flags=re.DOTALL)
+    lines = [line for block in blocks for line in block.splitlines() if line.startswith("python -m edgetrain")]
+    return [shlex.split(line)[3:] for line in lines]
+
+
+def test_every_command_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_texts(tmp_path / "my_texts")
+    monkeypatch.setattr("edgetrain.doctor.REQUIRED", {"torch": "torch"})  # importing all takes half a minute
+    monkeypatch.setattr("edgetrain.doctor.OPTIONAL", {})
+    typed = commands()
+    assert len(typed) == 12
+    for arguments in typed:
+        trains = arguments[0].startswith("recipe=") and "--smoke" not in arguments
+        assert main([*arguments, *(["--smoke"] if trains else [])]) == 0, arguments
+
+
+def test_the_two_scripts_are_there_and_executable() -> None:
+    named = set(re.findall(r"^(scripts/\w+)", README, flags=re.MULTILINE))
+    assert named == {"scripts/run", "scripts/test"}
+    assert all((ROOT / name).stat().st_mode & 0o111 for name in named)
+
+
+def test_every_linked_file_exists() -> None:
+    for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
+        assert (ROOT / target).exists(), target
+
+
+def test_python_snippets_name_what_exists() -> None:
+    for block in re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL):
+        for line in block.splitlines():
+            if line.startswith("from edgetrain"):
+                exec(line, {})
