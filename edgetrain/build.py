@@ -36,8 +36,17 @@ def factory(node: dict[str, Any]) -> Any:
 
 
 def build(node: dict[str, Any], **runtime: Any) -> Any:
-    """An object from a config node `{_target_: ..., arguments}` and run-time arguments."""
-    return factory(node)(**runtime)
+    """An object from a config node `{_target_: ..., arguments}` and run-time arguments.
+
+    Raises UserError when the target needs a package that is not installed.
+    """
+    try:
+        return factory(node)(**runtime)
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"{node['_target_']} needs a package that is not installed ({str(error).splitlines()[0]}); "
+            "`python -m edgetrain doctor` says how to install it"
+        ) from error
 
 
 def build_methods(config: Config) -> dict[str, Any]:

@@ -234,6 +234,9 @@ def test_init_from_a_recipe_without_a_run_says_how_to_make_one(edgetrain: Call) 
         (["trainer.max_epoch=3"], "did you mean 'max_epochs'"),
         (["model.layers=two"], "model.layers"),
         (["model=lama"], "did you mean 'llama'"),
+        (["logger=[wandb]"], "needs a package that is not installed"),
+        (["trainer.precision=bf17"], "trainer: "),
+        (["trainer.limit_val_batches=-1"], "trainer: "),
     ],
 )
 def test_bad_settings_are_one_sentence(edgetrain: Call, workplace: Path, changes: list[str], words: str) -> None:

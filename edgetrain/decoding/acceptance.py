@@ -5,7 +5,7 @@ LayerSkip (Elhoushi et al. 2024, arXiv 2404.16710), section 4.3 and Table 3. Not
 - the weights are float32, so that outputs can be compared token for token;
 - all ways of decoding are timed prompt by prompt, so that what slows the machine slows all of them;
 - a speed-up stands beside the bound that layer passes give (`layer_pass_bound`);
-- a row whose output repeats itself is marked grey, since repetition is easy to draft.
+- a row whose output repeats itself is marked collapsed, since repetition is easy to draft.
 """
 
 import copy
@@ -134,7 +134,7 @@ class SelfSpeculative:
         agreement = exit_agreement(model, torch.cat([prompts, texts], dim=1))
         baseline, cells = self.decode(model, prompts)
         rows = cell_rows(model.layers, baseline, cells, texts.tolist(), agreement)
-        quotable = [row for row in rows if not row["grey"]]
+        quotable = [row for row in rows if not row["collapsed"]]
         best = max(quotable or rows, key=lambda row: row["speedup"])
         cell = cells[rows.index(best)]
         low, high = bootstrap_interval(speedups(baseline, cell), self.seed)
@@ -215,7 +215,7 @@ def cell_rows(
                 "reference_distinct_3": own,
                 "longest_repeat": fmean(longest_repeated_span(output) for output in cell.outputs),
                 "reference_longest_repeat": own_repeat,
-                "grey": distinct < own / 2,
+                "collapsed": distinct < own / 2,
             }
         )
     return rows

@@ -27,7 +27,7 @@ COLUMNS = (
 
 def report_rows(folder: RunFolder, rows: list[Row], setting: str) -> None:
     """The table, heat maps of acceptance and speed-up, and speed-up against bound. setting: what all rows share."""
-    folder.add_table("self_speculative", rows, "Self-speculative decoding", f"{setting}. {COLUMNS}", grey="grey")
+    folder.add_table("self_speculative", rows, "Self-speculative decoding", f"{setting}. {COLUMNS}", grey="collapsed")
     exit_layers = list(dict.fromkeys(row["exit_layer"] for row in rows))
     draft_lengths = list(dict.fromkeys(row["draft_length"] for row in rows))
     cells = {(row["exit_layer"], row["draft_length"]): row for row in rows}

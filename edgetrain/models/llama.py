@@ -52,17 +52,16 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(dim, kv_heads * self.head_dim, bias=False)
         self.o_proj = nn.Linear(heads * self.head_dim, dim, bias=False)
 
-    def forward(self, x: Tensor, rotary: Rotary, cache: KVCache | None, layer: int, start: int) -> Tensor:
+    def forward(
+        self, x: Tensor, rotary: Rotary, mask: Tensor | None, cache: KVCache | None, layer: int, start: int
+    ) -> Tensor:
         batch, n, _ = x.shape
         q = self.q_proj(x).view(batch, n, self.heads, self.head_dim).transpose(1, 2)
         k = self.k_proj(x).view(batch, n, self.kv_heads, self.head_dim).transpose(1, 2)
         v = self.v_proj(x).view(batch, n, self.kv_heads, self.head_dim).transpose(1, 2)
         q, k = rotate(q, rotary), rotate(k, rotary)
-        mask = None
         if cache is not None:
             k, v = cache.write(layer, start, k, v)
-            if n > 1 and start > 0:  # SDPA's own causal mask is aligned to the first key, ours to the last
-                mask = torch.ones(n, start + n, dtype=torch.bool, device=x.device).tril(start)
         if cache is None and x.device.type == "cpu" and q.dtype == torch.bfloat16 and torch.is_grad_enabled():
             out = short_attention(q, k, v)
         else:
@@ -108,9 +107,15 @@ class Block(nn.Module):
         self.mlp = SwiGLU(dim, hidden_dim)
 
     def forward(
-        self, x: Tensor, rotary: Rotary, cache: KVCache | None = None, layer: int = 0, start: int = 0
+        self,
+        x: Tensor,
+        rotary: Rotary,
+        mask: Tensor | None = None,
+        cache: KVCache | None = None,
+        layer: int = 0,
+        start: int = 0,
     ) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), rotary, cache, layer, start)
+        x = x + self.self_attn(self.input_layernorm(x), rotary, mask, cache, layer, start)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -127,10 +132,13 @@ class Backbone(nn.Module):
 
     def run_layers(self, x: Tensor, first: int, last: int, cache: KVCache | None = None, start: int = 0) -> Tensor:
         """Layers first..last-1 on x [batch, n, dim], whose positions are start..start+n-1."""
-        stop = start + x.shape[1]
-        rotary = (self.cosines[start:stop], self.sines[start:stop])
+        n = x.shape[1]
+        rotary = (self.cosines[start : start + n], self.sines[start : start + n])
+        mask = None
+        if n > 1 and start > 0:  # SDPA's own causal mask is aligned to the first key, ours to the last
+            mask = torch.ones(n, start + n, dtype=torch.bool, device=x.device).tril(start)
         for index in range(first, last):
-            x = self.layers[index](x, rotary, cache, index, start)
+            x = self.layers[index](x, rotary, mask, cache, index, start)
         return x
 
     def forward(self, tokens: Tensor) -> Tensor:

@@ -9,7 +9,14 @@ import torch
 from rich.console import Console
 
 from edgetrain.decoding import acceptance
-from edgetrain.decoding.acceptance import SelfSpeculative, bootstrap_interval, exit_agreement
+from edgetrain.decoding.acceptance import (
+    Cell,
+    Decodings,
+    SelfSpeculative,
+    bootstrap_interval,
+    exit_agreement,
+    speedups,
+)
 from edgetrain.decoding.acceptance_report import text_pieces
 from edgetrain.decoding.autoregressive import generate
 from edgetrain.decoding.degeneration import distinct_n
@@ -34,7 +41,7 @@ def test_the_table_has_a_row_for_every_exit_layer_and_draft_length(measured: tup
         ("3", "4"),
     ]
     for row in rows:
-        assert 0 < float(row["acceptance"]) < 1
+        assert 0 < float(row["acceptance"]) <= 1
         assert 0 <= float(row["acceptance_temperature_1"]) <= 1
         assert 1 < float(row["tokens_per_round"]) <= 5
         assert float(row["speedup_low"]) <= float(row["speedup"]) <= float(row["speedup_high"])
@@ -64,7 +71,7 @@ def test_repetition_is_that_of_the_greedy_output_and_of_the_held_out_text(
 def test_best_is_the_fastest_row_that_is_not_grey(measured: tuple[RunFolder, dict]) -> None:
     folder, metrics = measured
     rows = folder.read_table("self_speculative")
-    best = max([row for row in rows if row["grey"] == "False"] or rows, key=lambda row: float(row["speedup"]))
+    best = max([row for row in rows if row["collapsed"] == "False"] or rows, key=lambda row: float(row["speedup"]))
     for name in ("speedup", "bound", "exit_layer", "draft_length", "acceptance"):
         assert metrics[f"self_speculative/best_{name}"] == float(best[name])
     low, high = metrics["self_speculative/best_speedup_low"], metrics["self_speculative/best_speedup_high"]
@@ -93,7 +100,7 @@ def test_a_model_that_repeats_itself_is_greyed_and_still_measured(
     monkeypatch.setattr(trained, "model", collapsed)
     folder = RunFolder(tmp_path)
     metrics = SelfSpeculative(**SETTINGS).measure(trained, folder)
-    assert {row["grey"] for row in folder.read_table("self_speculative")} == {"True"}
+    assert {row["collapsed"] for row in folder.read_table("self_speculative")} == {"True"}
     assert metrics["self_speculative/all_rows_grey"] == 1
     assert metrics["self_speculative/best_acceptance"] == 1.0
     assert metrics["self_speculative/best_distinct_3"] == pytest.approx(1 / 22)
@@ -116,6 +123,14 @@ def test_agreement_is_the_share_of_equal_predictions(trained: SimpleNamespace) -
         expected = (early == model(tokens).argmax(-1)).float().mean().item()
     assert exit_agreement(model, windows)[1] == pytest.approx(expected)
     assert exit_agreement(model, windows)[3] == 1.0
+
+
+def test_each_row_has_the_agreement_of_its_own_exit_layer(
+    measured: tuple[RunFolder, dict], trained: SimpleNamespace
+) -> None:
+    agreement = exit_agreement(trained.model, torch.cat(trained.data.prompts(3, 20, continuation=24), dim=1))
+    for row in measured[0].read_table("self_speculative"):
+        assert float(row["agreement"]) == agreement[int(row["exit_layer"]) - 1]
 
 
 def test_progress_is_drawn_where_there_is_no_terminal(
@@ -158,6 +173,11 @@ def test_text_pieces_join_to_the_text_and_wait_for_whole_characters(trained: Sim
     assert list(text_pieces(tokenizer, tokens)) == ["f", "", "ü", "r", " ", "", "", "€"]
     broken = [102, 0xFF, 0xC3, 114, 0xE2]  # never valid UTF-8, and cut at its end
     assert "".join(text_pieces(tokenizer, broken)) == tokenizer.decode(broken)
+
+
+def test_a_speedup_is_autoregressive_over_self_speculative_time() -> None:
+    cell = Cell(exit_layer=1, draft_length=2, seconds=[1.0, 4.0])
+    assert speedups(Decodings(seconds=[2.0, 2.0]), cell) == [2.0, 0.5]
 
 
 def test_the_bootstrap_interval_is_seeded_and_holds_the_median() -> None:
