@@ -122,7 +122,6 @@ def test_doctor_says_what_is_missing_and_the_fix(edgetrain: Call, monkeypatch: p
     assert "does not load: No module named 'no_such_module'" in out
 
 
-@pytest.mark.slow
 def test_the_wheel_lists_and_smokes_from_an_empty_folder(tmp_path: Path) -> None:
     """conf/ and recipes/ travel inside the wheel; it is put before the checkout on the path."""
     build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)]
