@@ -14,6 +14,7 @@ import json
 import os
 import secrets
 import tempfile
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -166,8 +167,6 @@ def scalars(row: dict[str, str | None]) -> dict[str, float]:
     """The numbers of one logged line; what does not parse is left out, as a killed run may cut its last line short."""
     numbers = {}
     for name, text in row.items():
-        try:
+        with suppress(TypeError, ValueError):
             numbers[name] = float(text)
-        except (TypeError, ValueError):
-            continue
     return numbers

@@ -11,7 +11,7 @@ from edgetrain.folder import Row, RunFolder
 from edgetrain.report.values import cell, escape, inside, mostly_numbers, parsed, read_csv, relative
 
 VERDICTS = {"seen": ("good", "✓ seen"), "not seen": ("bad", "✗ not seen"), "undecided": ("note", "? undecided")}
-MARKS = {"good": ("{+", "+}"), "bad": ("[-", "-]"), "note": ("(*", "*)")}  # span styles in Markdown
+MARKS = {"good": ("{+", "+}"), "bad": ("[~", "~]"), "note": ("(*", "*)")}  # span styles in Markdown
 
 
 class Part(NamedTuple):

@@ -37,10 +37,12 @@ def read_csv(path: Path) -> list[dict[str, str]]:
 
 
 def logged_series(folder: RunFolder) -> dict[str, list[tuple[float, float]]]:
-    """Every logged quantity as (step, value)."""
+    """Every logged quantity as (step, value), without the count of epochs."""
     series: dict[str, list[tuple[float, float]]] = {}
     for step, values in folder.training_curves():
         for name, value in values.items():
+            if name == "epoch":
+                continue
             series.setdefault(name, []).append((step, value))
     return series
 

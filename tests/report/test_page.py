@@ -123,8 +123,8 @@ def test_spans_are_coloured_and_explained(full: RunFolder) -> None:
     page, markdown = written(full)
     assert 'def <span class="good">f&lt;x&gt;</span><span class="bad">()</span>' in page
     assert '<p class="legend"><span class="good">accepted</span>' in page
-    assert "def {+f<x>+}[-()-](*[]*)" in markdown
-    assert "`{+text+}` accepted; `[-text-]` rejected; `(*text*)` corrected" in markdown
+    assert "def {+f<x>+}[~()~](*[]*)" in markdown
+    assert "`{+text+}` accepted; `[~text~]` rejected; `(*text*)` corrected" in markdown
 
 
 def test_training_is_drawn_and_lost_values_are_told(full: RunFolder) -> None:
