@@ -20,7 +20,9 @@ def resumed_config(path: str, overrides: list[str]) -> tuple[Config, RunFolder]:
     folder = RunFolder.open(path)
     saved = read_config(folder)
     config = compose([*overrides, f"++resume={folder.path}"], base=saved)
-    changed = [key for key in differences(saved, config.to_dict()) if not key.startswith(MAY_CHANGE)]
+    changed = [
+        key for key in differences(Config(**saved).to_dict(), config.to_dict()) if not key.startswith(MAY_CHANGE)
+    ]
     if changed:
         raise UserError(
             f"resume={path}: {listing(changed)} differs from the run that is being resumed; leave it as it was, or "

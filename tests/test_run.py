@@ -53,6 +53,19 @@ def test_a_checkpoint_holds_plain_containers(finished_run: RunFolder) -> None:
     assert checkpoint["edgetrain"]["config"] == yaml.safe_load((finished_run.path / "config.yaml").read_text())
 
 
+def test_the_last_checkpoint_is_that_of_the_last_step(
+    edgetrain: Call, workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also when an earlier one fell due: Lightning then writes none at the end."""
+    from lightning.pytorch.callbacks import ModelCheckpoint
+
+    monkeypatch.setattr(ModelCheckpoint, "on_train_end", lambda *_: None)
+    monkeypatch.setattr(ModelCheckpoint, "on_train_epoch_end", lambda *_: None)
+    assert edgetrain(*RUN, "out=run")[0] == 0
+    last = torch.load(workplace / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert last["global_step"] == 6
+
+
 def test_the_same_seed_gives_the_same_weights_and_another_does_not(edgetrain: Call, workplace: Path) -> None:
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         assert edgetrain(*RUN, f"out={name}", f"seed={seed}")[0] == 0

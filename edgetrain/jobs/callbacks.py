@@ -2,6 +2,7 @@
 
 import random
 import time
+from pathlib import Path
 from typing import Any
 
 import lightning
@@ -39,10 +40,17 @@ class Throughput(Callback):
 
 
 class RunState(Callback):
-    """Keeps the config, the methods' plans and the random states in every checkpoint, as plain containers."""
+    """Keeps the config, the methods' plans and the random states in every checkpoint, as plain containers.
 
-    def __init__(self, trained: Trained) -> None:
-        self.trained = trained
+    Also writes the last checkpoint at the end: Lightning's `save_last` copies the latest that fell due, and leaves out
+    the steps since.
+    """
+
+    def __init__(self, trained: Trained, last: Path) -> None:
+        self.trained, self.last = trained, last
+
+    def on_train_end(self, trainer: lightning.Trainer, task: Any) -> None:
+        trainer.save_checkpoint(self.last)
 
     def on_save_checkpoint(self, trainer: Any, task: Any, checkpoint: dict[str, Any]) -> None:
         _, keys, position, has_gauss, gauss = np.random.get_state()

@@ -39,13 +39,15 @@ class Fit:
         check_measures(config, trained)
         folder.write_json("plans.json", trained.plans)
         throughput = Throughput()
-        trainer = self.trainer(config, folder, [throughput, RunState(trained)])
+        trainer = self.trainer(config, folder, [throughput, RunState(trained, folder.checkpoints / "last.ckpt")])
         try:
             trainer.fit(trained.task, trained.data, ckpt_path=checkpoint, weights_only=True)
         except SystemExit as error:
             if isinstance(error.__context__, KeyboardInterrupt):
                 raise Interrupted from None
             raise
+        except OSError as error:
+            raise UserError(f"training stopped: {error}; free some space and use resume={folder.path}") from error
         return Result(self.metrics(finish(trained), trainer, throughput), {"model": trained})
 
     def trainer(self, config: Config, folder: RunFolder, callbacks: list[Any]) -> lightning.Trainer:
