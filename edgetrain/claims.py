@@ -1,8 +1,8 @@
 """Set the paper's effects beside what a run measured: seen, not seen, or undecided.
 
-A recipe says `claims: [{effect, paper, metric, above | below, unless}]`. The bound is a number, another metric's
-name, or `baseline`: the same metric of the run named by `baseline=`, on the same corpus. A metric measured with an
-interval (`<metric>_low`, `<metric>_high`) decides only when the whole interval lies on one side.
+A recipe says `claims: [{effect, paper, metric, above | below, unless, margin}]`. The bound is a number, another
+metric's name, or `baseline`: the same metric of the run named by `baseline=`, on the same corpus. A metric measured
+with an interval (`<metric>_low`, `<metric>_high`) decides only when the whole interval lies on one side.
 """
 
 from typing import Any
@@ -40,9 +40,14 @@ def judge_one(claim: dict[str, Any], metrics: dict[str, Any], baseline: dict[str
         limit, said = bound, f"{bound:.4g}"
     low, high = metrics.get(f"{name}_low", metrics[name]), metrics.get(f"{name}_high", metrics[name])
     interval = f" (interval {low:.4g} to {high:.4g})" if low != high else ""
-    seen, opposite = (low > limit, high <= limit) if above else (high < limit, low >= limit)
+    margin = claim.get("margin") or 0.0
+    if above:
+        seen, opposite = low > limit + margin, high <= limit - margin
+    else:
+        seen, opposite = high < limit - margin, low >= limit + margin
     verdict = "seen" if seen else "not seen" if opposite else "undecided"
-    return row | {"verdict": verdict, "note": f"{'above' if above else 'below'} {said} is asked{interval}"}
+    by = f", by {margin:.4g} or more" if margin else ""
+    return row | {"verdict": verdict, "note": f"{'above' if above else 'below'} {said} is asked{by}{interval}"}
 
 
 def baseline_metrics(config: Config, metrics: dict[str, Any]) -> tuple[dict[str, Any], str]:

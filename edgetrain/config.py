@@ -46,7 +46,8 @@ TRUSTED = re.compile(
 class Claim(TypedDict, total=False):
     """A paper's claim, judged by a metric of the run; `above` and `below` are numbers or names of other metrics.
 
-    unless: a metric that, when it is not 0, makes the figure one that may not be quoted.
+    unless: a metric that, when it is not 0, makes the figure one that may not be quoted; margin: the smallest
+    difference from the bound that counts, for figures of one seed.
     """
 
     effect: Required[str]
@@ -55,6 +56,7 @@ class Claim(TypedDict, total=False):
     above: float | str | None
     below: float | str | None
     unless: str | None
+    margin: float | None
 
 
 @dataclass(frozen=True)

@@ -46,6 +46,12 @@ def test_a_figure_that_may_not_be_quoted_decides_nothing(tmp_path: Path) -> None
     assert "not to be quoted" in row["note"]
 
 
+def test_a_difference_within_the_margin_decides_nothing(tmp_path: Path) -> None:
+    assert verdict(tmp_path / "a", {"speed": 0.95}, below=1.0, margin=0.1)["verdict"] == "undecided"
+    assert verdict(tmp_path / "b", {"speed": 0.85}, below=1.0, margin=0.1)["verdict"] == "seen"
+    assert verdict(tmp_path / "c", {"speed": 1.15}, below=1.0, margin=0.1)["verdict"] == "not seen"
+
+
 def test_a_number_below_its_bound(tmp_path: Path) -> None:
     assert verdict(tmp_path, {"speed": 0.5}, below=1.0)["verdict"] == "seen"
 
