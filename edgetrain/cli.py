@@ -150,7 +150,7 @@ def show_verb(arguments: list[str]) -> None:
 
     smoke, overrides = take_flag(arguments, "--smoke")
     config = compose(overrides, smoke=smoke)
-    print(yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True), end="")
+    print(yaml.dump(config.to_dict(), Dumper=yaml.CSafeDumper, sort_keys=False, allow_unicode=True), end="")
 
 
 def new_verb(arguments: list[str]) -> None:
