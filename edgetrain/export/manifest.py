@@ -32,6 +32,8 @@ def export_and_judge(name: str, exporter: Any, trained: Trained, folder: RunFold
         artefact = exporter.export(trained.model, inputs, trained.data, out)
         manifest = judge_artefact(name, artefact, inputs, trained)
         write_atomic(out / "manifest.json", json.dumps(manifest, indent=2) + "\n")
+        for path in out.rglob("*"):  # some writers leave files that only their owner may read
+            path.chmod(0o755 if path.is_dir() else 0o644)
         if target.exists():
             shutil.rmtree(target)
         out.rename(target)
