@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,10 +20,8 @@ def test_light_verbs_import_no_torch(arguments: list[str], tmp_path: Path) -> No
         "import sys; from edgetrain.cli import main; code = main(sys.argv[1:]); "
         "heavy = {'torch', 'lightning', 'transformers', 'datasets'} & sys.modules.keys(); sys.exit(code or bool(heavy))"
     )
-    started = time.monotonic()
     ended = subprocess.run([sys.executable, "-c", program, *arguments], cwd=tmp_path, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
-    assert time.monotonic() - started < 10  # half a second on an idle machine; this only catches a heavy import
 
 
 def test_help_names_every_verb(edgetrain: Call) -> None:

@@ -366,7 +366,7 @@ def test_composing_leaves_hydra_as_it_was(typed: Typed) -> None:
     assert typed().data["name"] == "text"
 
 
-def test_composing_imports_nothing_heavy_and_is_quick(project: Path) -> None:
+def test_composing_imports_nothing_heavy(project: Path) -> None:
     body = "defaults: [{override /optimizer: o}, {override /trainer: t}]"
     for name, text in {
         "conf/optimizer/o.yaml": "_target_: torch.optim.AdamW\nlr: 1e-3",
@@ -376,12 +376,9 @@ def test_composing_imports_nothing_heavy_and_is_quick(project: Path) -> None:
         (project / name).parent.mkdir(exist_ok=True)
         (project / name).write_text(text)
     script = f"""
-import sys, time
-import hydra
+import sys
 from edgetrain.compose import compose
-start = time.perf_counter()
 assert compose(["recipe={project}/recipes/r.yaml"]).optimizer["lr"] == 1e-3
-assert time.perf_counter() - start < 1.0  # 0.15 s on an idle core
 assert not {{"torch", "lightning", "transformers", "datasets", "numpy"}} & sys.modules.keys()
 """
     subprocess.run([sys.executable, "-c", script], check=True)
