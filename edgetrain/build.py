@@ -113,7 +113,7 @@ def find_source(init_from: str) -> str:
         return init_from
     name = init_from.removeprefix("recipe:")
     runs = [path for path in sorted(Path("outputs", name).glob("*")) if (path / "config.yaml").is_file()]
-    finished = [path for path in runs if RunFolder(path).read_json("environment.json", {}).get("finished")]
+    finished = [path for path in runs if RunFolder(path).finished and not RunFolder(path).is_study]
     if not finished:
         raise UserError(
             f"{init_from}: no finished run of that recipe; make one with: python -m edgetrain recipe={name}"

@@ -1,6 +1,10 @@
 """Read weights and checkpoints from anywhere without running anything that is stored in them."""
 
 import pickle
+import re
+import sys
+import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -13,29 +17,86 @@ from edgetrain.errors import UserError, listing
 from edgetrain.folder import RunFolder
 
 MODEL_PREFIX = "model."  # of the plain model's keys inside a task's state dict
+LAST, PREVIOUS = "last.ckpt", "previous.ckpt"  # a run's newest checkpoint, and the one before it
+
+
+class DamagedCheckpoint(UserError):
+    """The file is not what was written."""
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """A Lightning checkpoint as plain containers. Raises UserError when it is missing, cut short or holds code."""
+    """A Lightning checkpoint as plain containers.
+
+    Raises UserError when it is missing or holds code, DamagedCheckpoint when it is cut short or a byte has changed.
+    """
     if not path.is_file():
         raise UserError(f"there is no checkpoint at {path}; train first, or name another run")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        if zipfile.is_zipfile(path):
+            _check_sums(path)
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = "it holds code or objects, which are never loaded" if "Unsupported" in str(error) else "it is damaged"
-        raise UserError(f"cannot load {path}: {reason}; use a checkpoint of plain weights") from error
-    except (RuntimeError, EOFError, OSError, ValueError) as error:
-        raise UserError(
+        if re.search("Unsupported (global|class)", str(error)):
+            raise UserError(
+                f"cannot load {path}: it holds code or objects, which are never loaded; "
+                "use a checkpoint of plain weights"
+            ) from error
+        raise DamagedCheckpoint(f"cannot load {path}: it is damaged; use a checkpoint of plain weights") from error
+    except (RuntimeError, EOFError, OSError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        raise DamagedCheckpoint(
             f"cannot load {path}: the file is cut short or damaged; use an older one of its folder"
         ) from error
+    if not isinstance(checkpoint, dict):
+        raise UserError(f"cannot load {path}: it holds a {type(checkpoint).__name__}, not a checkpoint's mapping")
+    return checkpoint
+
+
+def _check_sums(path: Path) -> None:
+    """torch.load does not look at the checksums that torch.save writes. Raises ValueError when one differs."""
+    with zipfile.ZipFile(path) as archive:
+        if archive.testzip() is not None:
+            raise ValueError("checksum")
+
+
+def kept_checkpoints(folder: RunFolder) -> list[Path]:
+    """A run's checkpoints, the newest first. By name: times of files follow a clock that may be set back."""
+    return [path for name in (LAST, PREVIOUS) if (path := folder.checkpoints / name).is_file()]
 
 
 def last_checkpoint(folder: RunFolder) -> Path:
     """The newest checkpoint of a run. Raises UserError when it has none."""
-    found = sorted(folder.checkpoints.glob("*.ckpt"), key=lambda path: path.stat().st_mtime)
+    found = kept_checkpoints(folder)
     if not found:
         raise UserError(f"{folder.path} holds no checkpoint: the run ended before its first one; start it again")
-    return found[-1]
+    return found[0]
+
+
+def resume_point(folder: RunFolder) -> tuple[Path | None, dict[str, Any]]:
+    """The newest whole checkpoint and its contents; (None, {}) when the run ended before its first one.
+
+    A newer one that is damaged is put aside as <name>.damaged, and said so on stderr. Raises UserError when all are.
+    """
+    found = kept_checkpoints(folder)
+    damaged = []
+    for path in found:
+        try:
+            state = read_checkpoint(path)
+        except DamagedCheckpoint:
+            damaged.append(path)
+            continue
+        for other in damaged:  # it must not become the previous one of the next that is written
+            other.rename(other.with_name(f"{other.name}.damaged"))
+            print(
+                f"{other} is damaged; going on from the one before it, of step {state.get('global_step')}",
+                file=sys.stderr,
+            )
+        return path, state
+    if damaged:
+        raise UserError(
+            f"no checkpoint of {folder.path} can be read: {listing(path.name for path in damaged)} "
+            f"{'are' if len(damaged) > 1 else 'is'} damaged; start the run again"
+        )
+    return None, {}
 
 
 def model_weights(checkpoint: dict[str, Any]) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from edgetrain.errors import Interrupted, UserError, listing, nearest
+from edgetrain.signals import sigterm_raises
 
 HELP = """\
 EdgeTrain: train, evaluate, export and report models that end up on a device.
@@ -18,14 +19,19 @@ EdgeTrain: train, evaluate, export and report models that end up on a device.
 
 verbs
   run       recipe=NAME [group=option] [key=value] [out=DIR] [--smoke]
-            resume=RUN [key=value]                go on from a run's last checkpoint
+            variant=NAME seed=K                   one of a recipe's variants; variant=[a,b] seeds=[0,1] is a study:
+                                                  a run of each, side by side in one report (parallel=2 at a time)
+            resume=RUN [key=value]                go on from a run's last checkpoint, or with a study's other runs
   eval      run=RUN [key=value]                   judge a trained model on held-out data
   generate  run=RUN prompt=TEXT [tokens=128] [temperature=0] [exit_layer=E] [draft=D] [seed=0]
   measure   run=RUN [measure=[exits,...]]         measure again, into the run's report
   export    run=RUN [export=[huggingface]]        write a deployable artefact and judge it
   report    run=RUN [baseline=RUN]                draw report.html again
+            compare=[RUN,RUN] [out=DIR]           what differs between runs: configuration, machine, metrics
+  bench     [NAME] [key=value] [out=DIR]          measure side by side; alone it lists the benches
   list      [PATTERN]                             recipes, each in one sentence
   show      recipe=NAME [key=value]               the full configuration, checked
+            recipe=NAME preview=true              its data: samples, counts, lengths, duplicates
   new       NAME from=RECIPE                      copy a recipe to edit
   doctor                                          is this machine fit, and the fix where it is not
 
@@ -40,7 +46,8 @@ A RUN is a run folder. Recipes are found in the package, in ./recipes, in $EDGET
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0, 2 for bad input, 130 when interrupted."""
+    """Run one command; returns the exit code: 0, 1 when something was found unfit or did not finish, 2 for bad input,
+    130 when interrupted, 143 when terminated."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments or arguments[0] in ("--help", "-h", "help"):
         print(HELP, end="")
@@ -51,42 +58,75 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if name not in VERBS:
             raise UserError(f"there is no verb '{name}'{nearest(name, VERBS)}; verbs: {listing(VERBS)}")
-        return VERBS[name](arguments) or 0
+        with sigterm_raises():
+            return VERBS[name](arguments) or 0
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    except Interrupted as error:
+        print(error, file=sys.stderr)
+        return error.code
     except BrokenPipeError:  # `| head` closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
 
 
 def run_verb(arguments: list[str]) -> int:
-    from edgetrain.compose import compose
-
     smoke, overrides = take_flag(arguments, "--smoke")
     resume = take_value(overrides, "resume")
-    if resume:
-        from edgetrain.resume import resumed_config
-
-        config, folder = resumed_config(resume, overrides)
-    else:
-        from edgetrain.folder import RunFolder
-
-        config = compose(overrides, smoke=smoke)
-        folder = RunFolder.create(Path(config.recipe).stem, config.out)
-    from edgetrain.run import run
-
+    study, config, folder = resumed(resume, overrides) if resume else planned(overrides, smoke)
+    failures: list[str] = []
     try:
-        metrics = run(config, folder)
-    except Interrupted:
-        print(f"interrupted; resume with: python -m edgetrain resume={shown_path(folder.path)}", file=sys.stderr)
-        return 130
-    print_metrics(metrics)
+        with folder.locked():
+            if study:
+                from edgetrain.study.run import run_study
+
+                failures = run_study(study, folder)
+            else:
+                from edgetrain.run import run
+
+                run(config, folder)
+    except (Interrupted, KeyboardInterrupt) as error:
+        if not (folder.path / "config.yaml").is_file():
+            raise  # there is nothing to resume yet
+        stopped = error if isinstance(error, Interrupted) else Interrupted()
+        print(f"{stopped}; resume with: python -m edgetrain resume={shown_path(folder.path)}", file=sys.stderr)
+        return stopped.code
+    print_metrics(folder.read_json("metrics.json", {}))
     print(f"run folder  {shown_path(folder.path)}")
-    return 0
+    for failure in failures:
+        print(f"error: {failure}", file=sys.stderr)
+    if failures:
+        print(f"try them again with: python -m edgetrain resume={shown_path(folder.path)}", file=sys.stderr)
+    return 1 if failures else 0
+
+
+def planned(overrides: list[str], smoke: bool):  # noqa: ANN201 - as for read_run
+    """A new study or None, its or the run's config, and the folder that it will fill."""
+    from edgetrain.folder import RunFolder
+    from edgetrain.study.plan import Study, plan
+
+    made = plan(overrides, smoke)
+    study = made if isinstance(made, Study) else None
+    config = study.config if study else made
+    return study, config, RunFolder.create(Path(config.recipe).stem, config.out)
+
+
+def resumed(path: str, overrides: list[str]):  # noqa: ANN201
+    """The same for resume=RUN."""
+    from edgetrain.folder import RunFolder
+
+    if RunFolder.open(path).is_study:
+        from edgetrain.study.resume import resumed_study
+
+        study, folder = resumed_study(path, overrides)
+        return study, study.config, folder
+    from edgetrain.resume import resumed_config
+
+    return None, *resumed_config(path, overrides)
 
 
 def eval_verb(arguments: list[str]) -> None:
@@ -124,9 +164,51 @@ def export_verb(arguments: list[str]) -> None:
 
 
 def report_verb(arguments: list[str]) -> None:
+    compared = take_value(arguments, "compare")
+    if compared is not None:
+        compare_runs(compared, arguments)
+        return
+    config, folder = read_run(arguments)
     from edgetrain.run import report
 
-    report(*read_run(arguments))
+    if folder.is_study:
+        from edgetrain.study.result import summarise
+
+        summarise(config, folder)
+    report(config, folder)
+
+
+def compare_runs(compared: str, arguments: list[str]) -> None:
+    from edgetrain.report.compare import compare, print_comparison, write_comparison
+
+    out = take_value(arguments, "out")
+    if arguments:
+        raise UserError(f"report compare=[...] takes only out=DIR besides, not {listing(arguments)}")
+    comparison = compare(compared.strip("[] ").split(","))
+    print_comparison(comparison)
+    if out:
+        print(f"report  {shown_path(write_comparison(comparison, Path(out)))}")
+
+
+def bench_verb(arguments: list[str]) -> None:
+    import textwrap
+
+    from edgetrain.bench.catalogue import benches, checked
+
+    if not arguments:
+        for bench in benches().values():
+            keys = [f"{key}={default}" for key, default in bench.keys.items() if key != "overrides"]
+            more = ["[group=option]", "[group.key=value]"] if "overrides" in bench.keys else []
+            print(f"{bench.name}  {bench.sentence}")
+            print(textwrap.indent("\n".join(textwrap.wrap(" ".join([*keys, *more]), 100)), "    "))
+        return
+    name, *settings = arguments
+    out = take_value(settings, "out")
+    values = checked(name, settings)
+    from edgetrain.bench.results import run_bench
+
+    folder = run_bench(name, values, out)
+    print(f"bench folder  {shown_path(folder.path)}")
 
 
 def list_verb(arguments: list[str]) -> None:
@@ -146,11 +228,30 @@ def list_verb(arguments: list[str]) -> None:
 def show_verb(arguments: list[str]) -> None:
     import yaml
 
-    from edgetrain.compose import compose
+    from edgetrain.study.plan import Study, plan
 
     smoke, overrides = take_flag(arguments, "--smoke")
-    config = compose(overrides, smoke=smoke)
+    preview = take_value(overrides, "preview")
+    if preview not in (None, "true", "false"):
+        raise UserError(f"preview={preview}: expected true or false")
+    made = plan(overrides, smoke)
+    config = made.config if isinstance(made, Study) else made
+    if preview == "true":
+        preview_data(config)
+        return
+    if isinstance(made, Study):
+        print(made.outline())
     print(yaml.dump(config.to_dict(), Dumper=yaml.CSafeDumper, sort_keys=False, allow_unicode=True), end="")
+
+
+def preview_data(config) -> None:  # noqa: ANN001 - as for read_run
+    """Print what a run would train on."""
+    from edgetrain.recipes import provenance
+
+    origin = provenance(config.recipe, config.data or {})
+    from edgetrain.data.preview import preview_of, print_preview
+
+    print_preview(preview_of(config), origin)
 
 
 def new_verb(arguments: list[str]) -> None:
@@ -176,6 +277,7 @@ VERBS: dict[str, Callable[[list[str]], int | None]] = {
     "measure": measure_verb,
     "export": export_verb,
     "report": report_verb,
+    "bench": bench_verb,
     "list": list_verb,
     "show": show_verb,
     "new": new_verb,
@@ -199,6 +301,8 @@ def read_run(arguments: list[str]):  # noqa: ANN201 - the types live in modules 
 def open_run(arguments: list[str]):  # noqa: ANN201
     """What run=RUN trained, ready to use, and its folder."""
     config, folder = read_run(arguments)
+    if folder.is_study:
+        raise UserError(f"run={shown_path(folder.path)} is a study; name one of its runs: run=<study>/runs/<name>")
     from edgetrain.build import load_trained
 
     return load_trained(folder, config), folder

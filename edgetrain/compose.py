@@ -60,10 +60,13 @@ class Plan:
     notices: list[str] = field(default_factory=list)
 
 
-def compose(overrides: list[str], smoke: bool = False, base: dict[str, Any] | None = None) -> Config:
+def compose(
+    overrides: list[str], smoke: bool = False, base: dict[str, Any] | None = None, foreign: bool = False
+) -> Config:
     """The checked configuration of `recipe=NAME key=value ...`; `smoke` applies the recipe's smoke list.
 
     `base`: a configuration read from a run folder, used instead of a recipe; its targets must be trusted (check_trust).
+    `foreign`: the overrides were read from a run folder; what they name must be trusted too.
     Raises one UserError that lists every problem, those of the chosen variant and of the smoke list too.
     """
     named, texts = _split(overrides, "recipe")
@@ -74,13 +77,14 @@ def compose(overrides: list[str], smoke: bool = False, base: dict[str, Any] | No
     source = _saved(base) if base is not None else _read(named or DEFAULT_RECIPE)
     chosen = _variant(source, variant)
     shrunk = _list_of_overrides(source.body.get("smoke"))
+    foreign = foreign or base is not None
 
-    raw, notices, problems = _attempt(source, [chosen, command_line], variant, base is not None)
+    raw, notices, problems = _attempt(source, [chosen, command_line], variant, foreign)
     if problems and chosen:  # which of them are the variant's?
-        others = _attempt(source, [command_line], None, base is not None)[2]
+        others = _attempt(source, [command_line], None, foreign)[2]
         problems = [line if line in others else f"variant {variant}: {line}" for line in problems]
     if smoke or base is None:
-        small, small_notices, faults = _attempt(source, [chosen, shrunk, command_line], variant, base is not None)
+        small, small_notices, faults = _attempt(source, [chosen, shrunk, command_line], variant, foreign)
         known = {line.removeprefix(f"variant {variant}: ") for line in problems}
         problems += [f"smoke: {line}" for line in faults if line not in known]
         if smoke:
@@ -99,7 +103,8 @@ def _split(texts: list[str], key: str) -> tuple[str | None, list[str]]:
     """The last value given for `key=`, and the other overrides. By hand: Hydra's grammar does not take every path."""
     values = [text.partition("=")[2] for text in texts if text.partition("=")[0] == key]
     if values and "," in values[-1]:
-        raise UserError(f"{key}={values[-1]}: one run has one {key}; for several use the verb sweep")
+        several = f"for a study write {key}=[...]" if key == "variant" else "for several use the verb sweep"
+        raise UserError(f"{key}={values[-1]}: one run has one {key}; {several}")
     return (values[-1] if values else None), [text for text in texts if text.partition("=")[0] != key]
 
 
@@ -281,7 +286,7 @@ def _make_way(node: dict[str, Any], mine: Any) -> None:
 
 
 def _attempt(
-    source: Source, layers: list[list[Override]], variant: str | None, saved: bool
+    source: Source, layers: list[list[Override]], variant: str | None, foreign: bool
 ) -> tuple[dict[str, Any], list[str], list[str]]:
     """The composed mapping, notices, and problems (as lines, so that several forms can be reported together)."""
     try:
@@ -292,7 +297,7 @@ def _attempt(
         return {}, [], str(error).splitlines()
     unresolved: dict[str, str] = {}
     raw = _resolved(composed, "", unresolved)
-    if saved:
+    if foreign:
         check_trust(raw)  # first: the schema's check may import a target
     others = [line for line in find_problems(raw, source.options) if re.split("[=:]", line)[0] not in unresolved]
     return raw, plan.notices, [*filter(None, unresolved.values()), *others]
@@ -305,14 +310,15 @@ def _hydra(plan: Plan, nodes: dict[tuple[str, str], dict[str, Any]]) -> DictConf
         overrides.append(value.input_line if value.is_delete() else "++" + value.input_line.lstrip("+"))
     with _config_store() as store:
         primary = recipes.load_yaml(recipes.packaged("conf") / "config.yaml")
-        store.store(name="config", node=primary | defaults())
-        for (group, name), node in nodes.items():
-            store.store(group=group, name=name, node=node, package=f"{group}.{name}" if group in LIST_GROUPS else None)
-        store.store(group="recipe", name="chosen", node=plan.body, package="_global_")
         try:
+            store.store(name="config", node=primary | defaults())
+            for (group, name), node in nodes.items():
+                package = f"{group}.{name}" if group in LIST_GROUPS else None
+                store.store(group=group, name=name, node=node, package=package)
+            store.store(group="recipe", name="chosen", node=plan.body, package="_global_")
             with hydra.initialize(version_base="1.3", config_path=None):
                 return hydra.compose("config", [*UNUSED, "recipe=chosen", *overrides])
-        except (HydraException, OmegaConfBaseException, ValueError) as error:
+        except (HydraException, OmegaConfBaseException, ValueError, TypeError) as error:  # TypeError: seeds.first=1
             lines = [line.strip() for line in f"{error}\n{error.__cause__ or ''}".splitlines() if line.strip()]
             raise UserError("; ".join(lines[:3])) from error
 

@@ -9,7 +9,7 @@ import inspect
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Required, TypedDict
+from typing import Any, Required, TypedDict, get_type_hints
 
 from edgetrain.annotations import fits
 from edgetrain.errors import UserError, listing, nearest
@@ -43,11 +43,15 @@ TRUSTED = re.compile(
 )
 
 
+PAIR = {"variant", "against"}  # a claim's keys that make it a comparison
+
+
 class Claim(TypedDict, total=False):
     """A paper's claim, judged by a metric of the run; `above` and `below` are numbers or names of other metrics.
 
     unless: a metric that, when it is not 0, makes the figure one that may not be quoted; margin: the smallest
-    difference from the bound that counts, for figures of one seed.
+    difference from the bound that counts, for figures of one seed. variant, against: two variants of a study; then the
+    metric's difference between them, `variant` minus `against`, is judged, and the bound is a number.
     """
 
     effect: Required[str]
@@ -57,6 +61,33 @@ class Claim(TypedDict, total=False):
     below: float | str | None
     unless: str | None
     margin: float | None
+    variant: str
+    against: str
+
+
+class StudyFigure(TypedDict, total=False):
+    """A figure over a study's variants: their means over the seeds, and the spread.
+
+    One of table (columns x and y of a table that every run writes), curve (a logged quantity over x, `step` or another
+    logged quantity) and bars (metrics).
+    """
+
+    title: Required[str]
+    table: str
+    curve: str
+    bars: list[str]
+    x: str
+    y: str
+    x_label: str
+    y_label: str
+    log_y: bool
+
+
+class StudyResult(TypedDict, total=False):
+    """What a study shows. metrics: names, * stands for anything; by default those of the claims, losses and speed."""
+
+    metrics: list[str]
+    figures: list[dict[str, Any]]  # each a StudyFigure
 
 
 @dataclass(frozen=True)
@@ -84,7 +115,9 @@ class Config:
     logger: dict[str, Node] = field(default_factory=dict)
     smoke: list[str] = field(default_factory=list)  # overrides that shrink the run to seconds
     variants: dict[str, list[str]] = field(default_factory=dict)
-    seeds: list[int] = field(default_factory=list)
+    seeds: list[int] = field(default_factory=list)  # not empty: a study of every variant with every seed
+    parallel: int = 1  # a study's runs at a time
+    study: StudyResult = field(default_factory=dict)
     claims: list[Claim] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
@@ -117,11 +150,13 @@ def find_problems(raw: dict[str, Any], options: dict[str, Iterable[str]] | None 
             problems += _list_problems(key, value, options.get(key, ()))
         elif key == "claims":
             problems += _claim_problems(value)
+        elif key == "study":
+            problems += _study_problems(value)
         elif value == MISSING:
             problems.append(f"{key}: missing")
         else:
             expected = inspect.formatannotation(fields[key].type)
-            if not fits(value, expected):
+            if not fits(value, expected) or any(_nodes(value, "")):  # nothing is built outside the groups
                 problems.append(f"{_shown(key, value)}: expected {expected}")
     return problems
 
@@ -135,7 +170,7 @@ def _single_problems(group: str, node: Any, options: Iterable[str]) -> list[str]
         return [
             f"{group} has no _target_ but sets {listing(node)}; pick an option with {group}=NAME: {listing(options)}"
         ]
-    return _node_problems(group, node, RUNTIME.get(group, set()))
+    return node_problems(group, node, RUNTIME.get(group, set()))
 
 
 def _list_problems(group: str, entries: Any, options: Iterable[str]) -> list[str]:
@@ -149,7 +184,7 @@ def _list_problems(group: str, entries: Any, options: Iterable[str]) -> list[str
         if not isinstance(node, dict):
             problems.append(f"{_shown(key, node)}: expected keys and values with a _target_")
         elif "_target_" in node:
-            problems += _node_problems(key, node, RUNTIME.get(group, set()))
+            problems += node_problems(key, node, RUNTIME.get(group, set()))
         elif name in options:
             problems.append(f"{key} has no _target_; '{name}' is not picked, add it with {group}=[...,{name}]")
         else:
@@ -158,7 +193,7 @@ def _list_problems(group: str, entries: Any, options: Iterable[str]) -> list[str
     return problems
 
 
-def _node_problems(path: str, node: Node, runtime: set[str]) -> list[str]:
+def node_problems(path: str, node: Node, runtime: set[str]) -> list[str]:
     """A node against the signature of its target, and the nodes inside it."""
     target = node["_target_"]
     if not isinstance(target, str) or target == MISSING:
@@ -193,7 +228,7 @@ def _node_problems(path: str, node: Node, runtime: set[str]) -> list[str]:
 
 def _inner_problems(path: str, value: Any) -> list[str]:
     if isinstance(value, dict) and "_target_" in value:
-        return _node_problems(path, value, set())
+        return node_problems(path, value, set())
     if value == MISSING:
         return [f"{path}: missing"]
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
@@ -203,21 +238,50 @@ def _inner_problems(path: str, value: Any) -> list[str]:
 def _claim_problems(claims: Any) -> list[str]:
     if not isinstance(claims, list):
         return [f"{_shown('claims', claims)}: expected a list"]
-    optional = {name: inspect.formatannotation(kind) for name, kind in Claim.__annotations__.items()}
-    kinds = optional | dict.fromkeys(Claim.__required_keys__, "str")
     problems = []
     for number, claim in enumerate(claims):
         path = f"claims.{number}"
-        if not isinstance(claim, dict):
-            problems.append(f"{_shown(path, claim)}: expected the keys {listing(kinds)}")
+        problems += _typed_problems(path, claim, Claim)
+        if not isinstance(claim, dict) or not PAIR & claim.keys():
             continue
-        for key, value in claim.items():
-            if key not in kinds:
-                problems.append(f"{_shown(f'{path}.{key}', value)}: no such key{nearest(str(key), kinds)}")
-            elif not fits(value, kinds[key]):
-                problems.append(f"{_shown(f'{path}.{key}', value)}: expected {kinds[key]}")
-        problems += [f"{path}.{key}: missing" for key in Claim.__required_keys__ - claim.keys()]
+        problems += [f"{path}.{key}: missing, a comparison has two variants" for key in sorted(PAIR - claim.keys())]
+        bounds = [value for value in (claim.get("above"), claim.get("below")) if value is not None]
+        if len(bounds) != 1 or isinstance(bounds[0], str):
+            problems.append(f"{path}: a comparison of variants takes one number, above or below")
     return problems
+
+
+def _study_problems(study: Any) -> list[str]:
+    problems = _typed_problems("study", study, StudyResult)
+    if problems:
+        return problems
+    for number, figure in enumerate(study.get("figures", [])):
+        path = f"study.figures.{number}"
+        wrong = _typed_problems(path, figure, StudyFigure)
+        if not wrong:
+            kinds = [kind for kind in ("table", "curve", "bars") if kind in figure]
+            needed = {"table": {"x", "y"}, "curve": {"x"}, "bars": set()}
+            if len(kinds) != 1:
+                wrong = [f"{path}: draws one of table, curve or bars; it has {listing(kinds) or 'none'}"]
+            else:
+                missing = sorted(needed[kinds[0]] - figure.keys())
+                wrong = [f"{path}.{key}: missing, a figure of a {kinds[0]} needs it" for key in missing]
+        problems += wrong
+    return problems
+
+
+def _typed_problems(path: str, value: Any, kind: type) -> list[str]:
+    """A plain mapping against a TypedDict."""
+    kinds = {key: inspect.formatannotation(expected) for key, expected in get_type_hints(kind).items()}
+    if not isinstance(value, dict):
+        return [f"{_shown(path, value)}: expected the keys {listing(kinds)}"]
+    problems = []
+    for key, item in value.items():
+        if key not in kinds:
+            problems.append(f"{_shown(f'{path}.{key}', item)}: no such key{nearest(str(key), kinds)}")
+        elif not fits(item, kinds[key]):
+            problems.append(f"{_shown(f'{path}.{key}', item)}: expected {kinds[key]}")
+    return problems + [f"{path}.{key}: missing" for key in sorted(kind.__required_keys__ - value.keys())]
 
 
 def _shown(key: str, value: Any) -> str:
@@ -232,17 +296,29 @@ def check_trust(config: Config | dict[str, Any]) -> None:
     Raises UserError that names each other target and what to add. Imports nothing, so call it before `find_problems`.
     """
     raw = config.to_dict() if isinstance(config, Config) else config
-    trust = raw.get("trust") or []
+    trust = raw.get("trust")
+    trust = trust if isinstance(trust, list) else []  # of another type, which the schema reports
     problems = []
-    for path, node in _nodes({group: raw.get(group) for group in GROUPS}, ""):
-        target = str(node["_target_"])
+    for path, target, remote in _foreign(raw):
         package = target.partition(".")[0]
-        remote = bool(node.get("trust_remote_code"))  # downloads and runs Python
-        if package not in trust and (remote or not _is_known(target)):
+        if package not in trust:
             why = "runs downloaded code" if remote else "is not on the list of known targets"
             problems.append(f"{path}: {target} {why}; if you trust where this comes from, add trust=[{package}]")
     if problems:
         raise UserError("\n".join(problems))
+
+
+def foreign_packages(config: Config) -> list[str]:
+    """What `trust` has to name for this configuration to be read back from a run folder."""
+    return sorted({target.partition(".")[0] for _, target, _ in _foreign(config.to_dict())})
+
+
+def _foreign(raw: dict[str, Any]) -> Iterator[tuple[str, str, bool]]:
+    """Path and target of every node that is not known to be harmless, and whether it runs downloaded Python."""
+    for path, node in _nodes({group: raw.get(group) for group in GROUPS}, ""):
+        target, remote = str(node["_target_"]), bool(node.get("trust_remote_code"))
+        if remote or not _is_known(target):
+            yield path, target, remote
 
 
 def _is_known(target: str) -> bool:

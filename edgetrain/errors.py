@@ -1,6 +1,7 @@
 """The exceptions that reach a user as a sentence instead of a traceback."""
 
 import difflib
+import signal
 from collections.abc import Iterable
 
 
@@ -8,8 +9,15 @@ class UserError(Exception):
     """Bad input from outside: the message says what is wrong, where, and what to do. Exit code 2."""
 
 
-class Interrupted(Exception):
-    """Ctrl-C reached a job that can be resumed; it saved its state first. Exit code 130."""
+class Interrupted(BaseException):
+    """Ctrl-C or a scheduler's SIGTERM; training saves its state first. Exit code 128 + the signal: 130 or 143.
+
+    No Exception, as KeyboardInterrupt is none: whoever handles any error must not take it for one.
+    """
+
+    def __init__(self, number: int = signal.SIGINT) -> None:
+        super().__init__("terminated" if number == signal.SIGTERM else "interrupted")
+        self.code = 128 + number
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -3,25 +3,54 @@
     outputs/<recipe>/<time>-<id>/
         config.yaml  environment.json  metrics.json  report.json  report.html  report.md
         tables/*.csv  figures/*.png  checkpoints/  logs/  export/<target>/
+        study.json  runs/<variant>_seed<n>/  of a study: how to go on with it, and its runs, each a run folder
 
 `report.json` is the ordered list of what the report shows. Whoever measures adds items to it (`add_table`,
 `add_figure`, `add_tokens`); the report draws them without knowing the subject.
 """
 
 import csv
+import errno
+import fcntl
 import io
 import json
 import os
 import secrets
+import socket
 import tempfile
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from edgetrain.errors import UserError
 
 Row = dict[str, Any]
+
+LOCK = ".lock"
+PART = ".part"  # ending of a file that is being written
+
+
+@contextmanager
+def atomic(path: Path, keep: Path | None = None) -> Iterator[BinaryIO]:
+    """A file to write that takes its name when it is whole and on the disk, and not at all when anything goes wrong.
+
+    keep: the name that the older file of that name, if there is one, is given at that moment.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", suffix=PART, delete=False) as file:
+        part = Path(file.name)
+        try:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+            part.chmod(0o644)
+            if keep is not None and path.exists():
+                path.replace(keep)
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
@@ -29,20 +58,10 @@ def write_atomic(path: Path, content: str | bytes) -> None:
 
     Raises UserError when the disk or the folder refuses; the temporary file is removed.
     """
-    data = content.encode() if isinstance(content, str) else content
-    temporary = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            temporary = Path(file.name)
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)
-        temporary.replace(path)
+        with atomic(path) as file:
+            file.write(content.encode() if isinstance(content, str) else content)
     except OSError as error:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
         raise UserError(
             f"cannot write {path}: {error.strerror}; free some space or choose another folder with out=DIR"
         ) from error
@@ -60,10 +79,9 @@ class RunFolder:
 
         Raises UserError when `out` holds files already or cannot be written.
         """
-        name = f"{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
-        path = Path(out) if out else Path("outputs") / recipe / name
+        path = Path(out) if out else _fresh(recipe)
         try:
-            if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            if path.exists() and (not path.is_dir() or any(entry.name != LOCK for entry in path.iterdir())):
                 raise UserError(f"out={path} exists and is not an empty folder; choose a new one or use resume={path}")
             path.mkdir(parents=True, exist_ok=True)
             probe = path / ".probe"
@@ -83,9 +101,52 @@ class RunFolder:
             raise UserError(f"{folder} is not a run folder: there is no config.yaml in it")
         return cls(folder.resolve())
 
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Nobody else trains into this folder meanwhile. Raises UserError that names who does.
+
+        A POSIX record lock: it ends with its process, however that ends, and data workers do not inherit it.
+        """
+        try:
+            file = (self.path / LOCK).open("ab+", buffering=0)
+        except OSError as error:
+            raise UserError(f"cannot write into the run folder {self.path}: {error.strerror}") from error
+        with file:
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if error.errno in (errno.EACCES, errno.EAGAIN):
+                    file.seek(0)
+                    raise UserError(
+                        f"{self.path} is in use by {file.read().decode().strip()}; wait until it ends, or stop it first"
+                    ) from error
+                # Any other error: this file system has no locks.
+            file.truncate(0)
+            with suppress(OSError):  # a full disk; the lock holds without its owner's name
+                file.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+            yield
+
+    def remove_parts(self) -> None:
+        """Delete what killed writes left behind. Only for who holds the lock."""
+        for path in self.path.rglob(f".*{PART}"):
+            path.unlink(missing_ok=True)
+
     @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run came to its end: trained, measured and exported."""
+        return bool(self.read_json("environment.json", {}).get("finished"))
+
+    @property
+    def is_study(self) -> bool:
+        return (self.path / "study.json").is_file()
+
+    def child(self, variant: str | None, seed: int) -> "RunFolder":
+        """Where a study's run of that variant and seed is, or will be; without a variant the name is the seed's."""
+        return RunFolder(self.path / "runs" / "_".join(filter(None, [variant, f"seed{seed}"])))
 
     def write_json(self, name: str, value: Any) -> None:
         write_atomic(self.path / name, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
@@ -161,6 +222,14 @@ class RunFolder:
         else:
             items.append(item)
         self.write_json("report.json", items)
+
+
+def _fresh(recipe: str) -> Path:
+    """outputs/<recipe>/<time>-<id>, which was not there before: two runs may start in the same second."""
+    while True:
+        path = Path("outputs") / recipe / f"{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+        if not path.exists():
+            return path
 
 
 def scalars(row: dict[str, str | None]) -> dict[str, float]:

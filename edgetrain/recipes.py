@@ -5,6 +5,7 @@ Recipes: the package's own, then ./recipes, then each folder of $EDGETRAIN_RECIP
 folder, then ./conf; later wins.
 """
 
+import itertools
 import os
 import re
 import sys
@@ -103,6 +104,23 @@ def options(recipe: Path | None = None) -> dict[str, dict[str, Path]]:
         for path in sorted(folder.glob("*/*.yaml")):
             found.setdefault(path.parent.name, {})[path.stem] = path
     return found
+
+
+def provenance(recipe: str, data: dict[str, Any]) -> list[str]:
+    """What the option file of a data node says of its source and licence: its leading comment, line by line.
+
+    That file is the one with the node's target and path, else one whose path is left open. Empty where there is none.
+    """
+    fitting: dict[Any, Path] = {}
+    for path in options(find(recipe)).get("data", {}).values():
+        option = load_yaml(path)
+        if option.get("_target_") == data.get("_target_"):
+            fitting.setdefault(option.get("path"), path)
+    path = fitting.get(data.get("path"), fitting.get("???"))
+    if path is None:
+        return []
+    comment = itertools.takewhile(lambda line: line.startswith("#"), _read(path).splitlines())
+    return [line.lstrip("#").strip() for line in comment]
 
 
 def header(path: Path) -> Header:

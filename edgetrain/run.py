@@ -13,8 +13,10 @@ from edgetrain.build import Trained, build
 from edgetrain.claims import judge
 from edgetrain.config import Config
 from edgetrain.environment import describe
+from edgetrain.errors import UserError
 from edgetrain.export.manifest import export_and_judge
 from edgetrain.folder import RunFolder, write_atomic
+from edgetrain.jobs.memory import out_of_memory
 from edgetrain.report.page import write_report
 
 console = Console(stderr=True, highlight=False)
@@ -27,18 +29,26 @@ def run(config: Config, folder: RunFolder) -> dict[str, float | int | str]:
     np.random.seed(config.seed)
     torch.manual_seed(config.seed)
     if config.resume:  # the first command stays the one that repeats the run
+        folder.remove_parts()
         environment = folder.read_json("environment.json", {})
+        environment.pop("finished", None)
         environment["resumed"] = [*environment.get("resumed", []), describe()]
     else:
         environment = describe() | {"seed": config.seed}
         write_atomic(folder.path / "config.yaml", yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True))
     folder.write_json("environment.json", environment)
 
-    result = build(config.job).run(config, folder)
-    folder.update_metrics(result.metrics)
-    for trained in result.models.values():
-        measure(trained, folder)
-        export(trained, folder)
+    try:
+        result = build(config.job).run(config, folder)
+        folder.update_metrics(result.metrics)
+        for trained in result.models.values():
+            measure(trained, folder)
+            export(trained, folder)
+    except (RuntimeError, MemoryError) as error:
+        sentence = out_of_memory(error, config)
+        if sentence is None:
+            raise
+        raise UserError(sentence) from error
 
     finished = datetime.now().astimezone().isoformat(timespec="seconds")
     environment |= {"finished": finished, "wall_seconds": round(time.monotonic() - started, 1)}

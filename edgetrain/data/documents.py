@@ -20,11 +20,15 @@ SECTION = 4096  # characters
 
 @dataclass(frozen=True)
 class Split:
-    """Documents of one split in order, each with its sha256; `bytes` counts them as UTF-8."""
+    """Documents of one split in order, each with its sha256; `bytes` counts them as UTF-8.
+
+    dropped: documents left out because an earlier split holds them.
+    """
 
     texts: Dataset
     digests: list[bytes]
     bytes: int
+    dropped: int = 0
 
     @property
     def sha256(self) -> str:
@@ -92,13 +96,15 @@ def _distinct(texts: Dataset, seen: set[bytes]) -> Split:
     """The documents that hold any text and are not in `seen`."""
     kept: list[int] = []
     digests: list[bytes] = []
-    size = 0
+    size = dropped = 0
     documents: Iterator[Any] = (text for batch in text_batches(texts) for text in batch)
     for index, text in enumerate(documents):
         content = (text or "").encode()
         digest = sha256(content).digest()
-        if content and digest not in seen:
+        if digest in seen:
+            dropped += 1
+        elif content:
             kept.append(index)
             digests.append(digest)
             size += len(content)
-    return Split(texts if len(kept) == len(texts) else texts.select(kept), digests, size)
+    return Split(texts if len(kept) == len(texts) else texts.select(kept), digests, size, dropped)

@@ -103,6 +103,11 @@ class Windows(Dataset):
         return torch.from_numpy(self.stream[start : start + self.context + 1].astype(np.int64))
 
 
+def document_lengths(stream: np.ndarray, eos_id: int) -> np.ndarray:
+    """Tokens of each document of a stream, its end of text left out: int64 [documents]."""
+    return np.diff(np.flatnonzero(stream == eos_id), prepend=-1) - 1
+
+
 def spaced_windows(stream: np.ndarray, eos_id: int, count: int, size: int) -> Tensor:
     """`count` windows of `size` tokens, evenly spaced over the stream: int64 [count, size].
 

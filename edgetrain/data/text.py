@@ -20,7 +20,8 @@ from transformers import PreTrainedTokenizerFast
 
 from edgetrain.data.documents import Split, disjoint_splits
 from edgetrain.data.order import ResumableLoader
-from edgetrain.data.packing import Windows, cache_folder, pack, spaced_windows, token_dtype
+from edgetrain.data.packing import Windows, cache_folder, document_lengths, pack, spaced_windows, token_dtype
+from edgetrain.data.preview import Preview, content_keys, duplicate_rows
 from edgetrain.data.source import read_splits
 from edgetrain.data.tokenizer import load_tokenizer, train_tokenizer, wrap_tokenizer
 from edgetrain.errors import UserError
@@ -108,6 +109,40 @@ class TextData(LightningDataModule):
             facts[name] = {"documents": len(split.digests), "tokens": len(self.streams[name]), "bytes": split.bytes}
         facts["bytes_per_token"] = facts["validation"]["bytes"] / facts["validation"]["tokens"]
         return facts
+
+    def preview(self, samples: int = 10) -> Preview:
+        """The first windows that a run trains on, sizes, tokens a document, and exact duplicates.
+
+        Windows are compared where they were cut, so text that is shifted against its copy is not found.
+        """
+        order = self.train_dataloader().sampler
+        windows = {name: Windows(stream, self.context) for name, stream in self.streams.items()}
+        texts = [
+            self.tokenizer.decode(windows["train"][index]) for index, _ in zip(order, range(samples), strict=False)
+        ]
+        splits = [
+            {
+                "split": name,
+                "documents": len(split.digests),
+                "windows": len(windows[name]),
+                "tokens": len(self.streams[name]),
+                "bytes": split.bytes,
+                "bytes a token": split.bytes / len(self.streams[name]),
+            }
+            for name, split in self.splits.items()
+        ]
+        lengths = {name: document_lengths(stream, self.eos_id) for name, stream in self.streams.items()}
+        documents = duplicate_rows("documents", {n: content_keys(split.digests) for n, split in self.splits.items()})
+        keys = {
+            name: content_keys(each[i].numpy().tobytes() for i in range(len(each))) for name, each in windows.items()
+        }
+        duplicates = [*documents, *duplicate_rows("windows", keys)]
+        notes = [
+            f"{name}: documents dropped because an earlier split holds them: {split.dropped}"
+            for name, split in self.splits.items()
+            if split.dropped
+        ]
+        return Preview(texts, splits, lengths, "tokens a document", duplicates, notes)
 
     def prompts(self, count: int, length: int, split: str = "test", continuation: int = 128) -> tuple[Tensor, Tensor]:
         """Evenly spaced windows and what the text goes on with: int64 [count, length] and [count, continuation].

@@ -2,7 +2,6 @@
 
 import random
 import time
-from pathlib import Path
 from typing import Any
 
 import lightning
@@ -14,7 +13,7 @@ from edgetrain.build import Trained
 
 
 class Throughput(Callback):
-    """Units (tokens, images) trained on per second of training steps, validation left out; in the logs and the bar."""
+    """Units (tokens, images) trained on, and per second of training steps, validation left out; in logs and bar."""
 
     def __init__(self) -> None:
         self.units = 0
@@ -32,6 +31,9 @@ class Throughput(Callback):
         self.seconds += seconds
         task.log(f"{task.unit}_per_s", units / seconds, prog_bar=True)
 
+    def on_validation_epoch_end(self, trainer: lightning.Trainer, task: lightning.LightningModule) -> None:
+        task.log(f"{task.unit}_trained", float(self.units))  # beside the validation's losses: the x axis of studies
+
     def state_dict(self) -> dict[str, Any]:
         return {"units": self.units, "seconds": self.seconds}
 
@@ -40,17 +42,10 @@ class Throughput(Callback):
 
 
 class RunState(Callback):
-    """Keeps the config, the methods' plans and the random states in every checkpoint, as plain containers.
+    """Keeps the config, the methods' plans and the random states in every checkpoint, as plain containers."""
 
-    Also writes the last checkpoint at the end: Lightning's `save_last` copies the latest that fell due, and leaves out
-    the steps since.
-    """
-
-    def __init__(self, trained: Trained, last: Path) -> None:
-        self.trained, self.last = trained, last
-
-    def on_train_end(self, trainer: lightning.Trainer, task: Any) -> None:
-        trainer.save_checkpoint(self.last)
+    def __init__(self, trained: Trained) -> None:
+        self.trained = trained
 
     def on_save_checkpoint(self, trainer: Any, task: Any, checkpoint: dict[str, Any]) -> None:
         _, keys, position, has_gauss, gauss = np.random.get_state()

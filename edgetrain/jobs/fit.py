@@ -1,53 +1,71 @@
 """Train one model with Lightning. The only place that creates a Trainer."""
 
 import logging
-from datetime import timedelta
+import signal
+import warnings
 from typing import Any
 
 import lightning
 import torch
-from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import LearningRateMonitor, RichProgressBar
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from edgetrain.build import Trained, build, build_trained, finish
-from edgetrain.checkpoint import last_checkpoint, load_weights, model_weights, read_checkpoint
+from edgetrain.checkpoint import load_weights, model_weights, resume_point
 from edgetrain.config import Config
 from edgetrain.errors import Interrupted, UserError
 from edgetrain.folder import RunFolder
 from edgetrain.jobs.callbacks import RunState, Throughput
+from edgetrain.jobs.checkpoints import Checkpoints, WholeFiles
+from edgetrain.jobs.faults import FiniteLoss, check_disk, fault_sentence
 from edgetrain.jobs.result import Result
+from edgetrain.signals import stop
 
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its notices repeat what the report holds
+warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")  # of a resumed run it does
+
+MONTH = 31 * 24 * 60  # minutes
 
 
 class Fit:
     """Build, train, and judge on held-out data.
 
-    checkpoint_minutes: how often a checkpoint is written; one is also written at the end and on any interruption.
+    checkpoint_minutes: how often a checkpoint is written; one is also written at the end and on Ctrl-C or SIGTERM.
+    checkpoint_steps: count optimiser steps instead of minutes.
     """
 
-    def __init__(self, checkpoint_minutes: float = 5.0) -> None:
-        self.checkpoint_minutes = checkpoint_minutes
+    def __init__(self, checkpoint_minutes: float = 5.0, checkpoint_steps: int | None = None) -> None:
+        if not 0 <= checkpoint_minutes <= MONTH:
+            raise UserError(f"job.checkpoint_minutes={checkpoint_minutes} is outside 0 to {MONTH}")
+        if checkpoint_steps is not None and checkpoint_steps < 1:
+            raise UserError(f"job.checkpoint_steps={checkpoint_steps} must be at least 1, or null")
+        self.checkpoint_minutes, self.checkpoint_steps = checkpoint_minutes, checkpoint_steps
 
     def run(self, config: Config, folder: RunFolder) -> Result:
-        """Train, or with `config.resume` go on from the folder's last checkpoint."""
-        checkpoint = last_checkpoint(folder) if config.resume else None
-        state = read_checkpoint(checkpoint) if checkpoint else {}
+        """Train, or with `config.resume` go on from the newest whole checkpoint, or from the start before the first."""
+        checkpoint, state = resume_point(folder) if config.resume else (None, {})
         trained = build_trained(config, state.get("edgetrain", {}).get("plans"))
         if checkpoint:  # fails with a sentence where Lightning would with a traceback; it loads them again itself
             load_weights(trained.model, model_weights(state), str(checkpoint))
         check_measures(config, trained)
         folder.write_json("plans.json", trained.plans)
+        check_disk(folder, trained)
         throughput = Throughput()
-        trainer = self.trainer(config, folder, [throughput, RunState(trained, folder.checkpoints / "last.ckpt")])
+        trainer = self.trainer(config, folder, [throughput, RunState(trained), FiniteLoss(folder)])
         try:
             trainer.fit(trained.task, trained.data, ckpt_path=checkpoint, weights_only=True)
-        except SystemExit as error:
+        except SystemExit as error:  # Lightning makes this of Ctrl-C
             if isinstance(error.__context__, KeyboardInterrupt):
-                raise Interrupted from None
+                raise Interrupted(signal.SIGINT) from None
             raise
-        except OSError as error:
-            raise UserError(f"training stopped: {error}; free some space and use resume={folder.path}") from error
+        except Exception as error:
+            sentence = fault_sentence(error, folder)
+            if sentence is None:
+                raise
+            raise UserError(sentence) from error
+        finally:
+            stop.patient = False
+        stop.check()
         return Result(self.metrics(finish(trained), trainer, throughput), {"model": trained})
 
     def trainer(self, config: Config, folder: RunFolder, callbacks: list[Any]) -> lightning.Trainer:
@@ -56,18 +74,11 @@ class Fit:
             node["precision"] = fastest_precision()
         place = folder.new_log_part()
         loggers = [build(logger, save_dir=place) for logger in config.logger.values()]
-        kept = ModelCheckpoint(
-            folder.checkpoints,
-            filename="step={step}",
-            auto_insert_metric_name=False,
-            train_time_interval=timedelta(minutes=self.checkpoint_minutes),
-            save_last=True,
-            save_on_exception=True,
-        )
+        kept = Checkpoints(folder.checkpoints, self.checkpoint_minutes, self.checkpoint_steps)
         bar = [RichProgressBar(leave=True)] if node.get("enable_progress_bar", True) else []
         monitors = [LearningRateMonitor("step")] if loggers else []
         try:
-            return build(
+            trainer = build(
                 node,
                 logger=loggers,
                 callbacks=[*callbacks, kept, *bar, *monitors],
@@ -75,6 +86,8 @@ class Fit:
             )
         except (MisconfigurationException, ValueError, TypeError) as error:
             raise UserError(f"trainer: {str(error).splitlines()[0]}") from error
+        trainer.strategy.checkpoint_io = WholeFiles()
+        return trainer
 
     def metrics(self, trained: Trained, trainer: lightning.Trainer, throughput: Throughput) -> dict[str, Any]:
         unit = trained.task.unit

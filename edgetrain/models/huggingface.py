@@ -1,6 +1,7 @@
 """Llama weights and settings to and from Hugging Face's folder format, and Hugging Face models by name."""
 
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,11 @@ def transformers_model(name: str, **settings: Any) -> Any:
         return AutoModelForCausalLM.from_config(AutoConfig.for_model(name, **settings))
     try:
         return AutoModelForCausalLM.from_pretrained(name, trust_remote_code=False)
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"model.name={name} cannot be loaded: its weights hold code or objects, which are never loaded; "
+            "use a copy with model.safetensors"
+        ) from error
     except (OSError, ValueError) as error:
         raise UserError(
             f"model.name={name} cannot be loaded: {str(error).splitlines()[0]}; name a local folder made by "

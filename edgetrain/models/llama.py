@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edgetrain.errors import UserError
+from edgetrain.ops.rms_norm import rms_norm
 
 Rotary = tuple[Tensor, Tensor]  # cosines and sines, each [positions, head_dim]
 
@@ -41,6 +42,15 @@ def rotate(x: Tensor, rotary: Rotary) -> Tensor:
     cosines, sines = (table.to(x.dtype) for table in rotary)
     first, second = x.chunk(2, dim=-1)
     return x * cosines + torch.cat((-second, first), dim=-1) * sines
+
+
+class RMSNorm(nn.RMSNorm):
+    """torch's; trained in float32 on a CPU it takes a third to a half of the time (`ops.rms_norm`)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and x.device.type == "cpu" and x.dtype == self.weight.dtype != torch.bfloat16:
+            return rms_norm(x, self.weight, self.eps)
+        return super().forward(x)
 
 
 class Attention(nn.Module):
@@ -101,9 +111,9 @@ class Block(nn.Module):
 
     def __init__(self, dim: int, heads: int, kv_heads: int, hidden_dim: int, norm_eps: float) -> None:
         super().__init__()
-        self.input_layernorm = nn.RMSNorm(dim, eps=norm_eps)
+        self.input_layernorm = RMSNorm(dim, eps=norm_eps)
         self.self_attn = Attention(dim, heads, kv_heads)
-        self.post_attention_layernorm = nn.RMSNorm(dim, eps=norm_eps)
+        self.post_attention_layernorm = RMSNorm(dim, eps=norm_eps)
         self.mlp = SwiGLU(dim, hidden_dim)
 
     def forward(
@@ -126,7 +136,7 @@ class Backbone(nn.Module):
         super().__init__()
         self.embed_tokens = nn.Embedding(vocab_size, dim)
         self.layers = nn.ModuleList(blocks)
-        self.norm = nn.RMSNorm(dim, eps=norm_eps)
+        self.norm = RMSNorm(dim, eps=norm_eps)
         self.register_buffer("cosines", rotary[0], persistent=False)
         self.register_buffer("sines", rotary[1], persistent=False)
 

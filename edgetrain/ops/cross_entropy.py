@@ -9,19 +9,23 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
+CACHED_ROWS = 256  # of logits: with some thousand classes a chunk stays in a CPU's cache, twice as fast as 1,024
+
 
 def linear_cross_entropy(
-    states: Tensor, head: Tensor, targets: Tensor, row_weights: Tensor | None = None, chunk: int = 1024
+    states: Tensor, head: Tensor, targets: Tensor, row_weights: Tensor | None = None, chunk: int | None = None
 ) -> Tensor:
     """sum_i row_weights[i] * CE(states[i] @ head.T, targets[i]), a float32 scalar.
 
     states [rows, dim]; head [classes, dim]; targets int64 [rows]; row_weights [rows], default 1/rows (the mean);
-    chunk: rows of logits in memory at once. Matrix products run in autocast's type where autocast is on, sums in
-    float32 (float64 where the states are).
+    chunk: rows of logits in memory at once, by default what is fastest on the device. Matrix products run in
+    autocast's type where autocast is on, sums in float32 (float64 where the states are).
     """
     if row_weights is None:
         rows = states.shape[0]
         row_weights = torch.full((rows,), 1.0 / rows, dtype=weight_type(states), device=states.device)
+    if chunk is None:
+        chunk = CACHED_ROWS if states.device.type == "cpu" else 1024
     return _LinearCrossEntropy.apply(states, head, targets, row_weights, chunk)
 
 
@@ -48,20 +52,20 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 rows = slice(start, start + chunk)
                 x, target, scale = states[rows].to(product_type), targets[rows], row_weights[rows].to(sum_type)
                 logits = (x @ weight.T).to(sum_type)
-                log_total = logits.logsumexp(dim=-1)
-                picked = logits.gather(1, target[:, None]).squeeze(1)
-                loss += ((log_total - picked) * scale).sum()
+                target, scale = target[:, None], scale[:, None]
+                picked, largest = logits.gather(1, target), logits.amax(dim=-1, keepdim=True)
+                exponentials = logits.sub_(largest).exp_()
+                total = exponentials.sum(dim=-1, keepdim=True)
+                loss += ((total.log() + largest - picked) * scale).sum()
                 if not (need_states or need_head):
                     continue
                 # d loss / d logits = scale * (softmax - one_hot), written over the logits
-                gradient = logits.sub_(log_total[:, None]).exp_()
-                gradient.scatter_add_(1, target[:, None], gradient.new_full((len(target), 1), -1.0))
-                gradient = gradient.mul_(scale[:, None]).to(product_type)
+                gradient = exponentials.mul_(scale / total).scatter_add_(1, target, -scale).to(product_type)
                 if need_states:
                     states_gradient[rows] = gradient @ weight
                 if need_head:
                     head_gradient += gradient.T @ x
-                del logits, gradient  # else they would stay while the next chunk's are made
+                del logits, exponentials, gradient  # else they would stay while the next chunk's are made
         ctx.save_for_backward(states_gradient, None if head_gradient is None else head_gradient.to(head.dtype))
         return loss
 

@@ -4,6 +4,7 @@ import base64
 import html
 import re
 from collections.abc import Collection, Sequence
+from importlib.resources import files
 from typing import NamedTuple
 from urllib.parse import quote
 
@@ -11,6 +12,7 @@ from edgetrain.folder import Row, RunFolder
 from edgetrain.report.values import cell, escape, inside, mostly_numbers, parsed, read_csv, relative
 
 VERDICTS = {"seen": ("good", "✓ seen"), "not seen": ("bad", "✗ not seen"), "undecided": ("note", "? undecided")}
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"  # no scripts, no network
 MARKS = {"good": ("{+", "+}"), "bad": ("[~", "~]"), "note": ("(*", "*)")}  # span styles in Markdown
 
 
@@ -19,6 +21,20 @@ class Part(NamedTuple):
 
     html: str
     markdown: str
+
+
+def document(title: str, parts: Sequence[Part]) -> Part:
+    """Blocks as one self-contained page, and as one Markdown text."""
+    style = files("edgetrain").joinpath("report", "style.css").read_text(encoding="utf-8")
+    head = (
+        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{html.escape(title)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n"
+    )
+    body = "\n".join(part.html for part in parts)
+    markdown = "\n\n".join(part.markdown for part in parts if part.markdown)
+    return Part(f"{head}{body}\n</body>\n</html>\n", f"{markdown}\n")
 
 
 def heading(level: int, text: str) -> Part:

@@ -10,7 +10,6 @@ import math
 import re
 from collections.abc import Iterator
 from datetime import datetime
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ import yaml
 
 from edgetrain.errors import UserError, listing
 from edgetrain.folder import Row, RunFolder, write_atomic
-from edgetrain.report.blocks import Part, code, csv_table, details, figure, heading, paragraph, spans, table
+from edgetrain.report.blocks import Part, code, csv_table, details, document, figure, heading, paragraph, spans, table
 from edgetrain.report.figures import line_chart, panel_chart
 from edgetrain.report.values import cell, flat, logged_series, read, relative, size
 
@@ -26,7 +25,6 @@ MOST_TILES = 8  # metrics shown large; the others are in a table to unfold
 MOST_PANELS = 9  # logged quantities drawn besides the losses
 MOST_FILES = 60  # a sharded checkpoint can have hundreds
 REPORTS = {"report.html", "report.md"}
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
 def write_report(folder: RunFolder) -> Path:
@@ -44,19 +42,12 @@ def write_report(folder: RunFolder) -> Path:
         *_opening(folder, name, config, environment),
         *_results(folder),
         *_items(folder),
-        *_training(folder),
+        *([] if folder.is_study else _training(folder)),  # its runs have reports of their own
         *_how_it_was_run(folder, environment),
     ]
-    style = files("edgetrain").joinpath("report", "style.css").read_text(encoding="utf-8")
-    head = (
-        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{html.escape(name)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n"
-    )
-    body = "\n".join(part.html for part in parts)
-    write_atomic(folder.path / "report.md", "\n\n".join(part.markdown for part in parts if part.markdown) + "\n")
-    write_atomic(folder.path / "report.html", f"{head}{body}\n</body>\n</html>\n")
+    page = document(name, parts)
+    write_atomic(folder.path / "report.md", page.markdown)
+    write_atomic(folder.path / "report.html", page.html)
     return folder.path / "report.html"
 
 
@@ -157,7 +148,7 @@ def _how_it_was_run(folder: RunFolder, environment: Row) -> Iterator[Part]:
         yield paragraph("The environment was not recorded.", "quiet")
     yield details("the full configuration", code((folder.path / "config.yaml").read_text(encoding="utf-8")))
     kept = [path for path in sorted(folder.path.rglob("*")) if path.is_file() and not path.name.startswith(".")]
-    kept = [path for path in kept if path.name not in REPORTS]
+    kept = [path for path in kept if path.name not in REPORTS and folder.path / "runs" not in path.parents]
     rows = [{"file": relative(folder, path), "size": size(path.stat().st_size)} for path in kept[:MOST_FILES]]
     yield table(["file", "size"], rows, right={"size"})
     if len(kept) > MOST_FILES:

@@ -37,11 +37,11 @@ def read_csv(path: Path) -> list[dict[str, str]]:
 
 
 def logged_series(folder: RunFolder) -> dict[str, list[tuple[float, float]]]:
-    """Every logged quantity as (step, value), without the count of epochs."""
+    """Every logged quantity as (step, value), without what only counts: epochs, and units trained on."""
     series: dict[str, list[tuple[float, float]]] = {}
     for step, values in folder.training_curves():
         for name, value in values.items():
-            if name == "epoch":
+            if name == "epoch" or name.endswith("_trained"):
                 continue
             series.setdefault(name, []).append((step, value))
     return series

@@ -7,7 +7,11 @@ from typing import Any, Literal
 
 import lightning
 import torch
+from lightning.pytorch.plugins.precision import MixedPrecision, Precision
+from lightning.pytorch.utilities import GradClipAlgorithmType
 from torch import Tensor, nn
+
+from edgetrain.errors import UserError
 
 Predict = Callable[..., Any]
 
@@ -94,6 +98,31 @@ class Task(lightning.LightningModule):
         progress = min(1.0, (step - self.warmup_steps) / max(1, self.total_steps - self.warmup_steps))
         fall = 0.5 * (1 + math.cos(math.pi * progress)) if self.schedule == "cosine" else 1 - progress
         return self.min_lr_ratio + (1 - self.min_lr_ratio) * fall
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """As Lightning clips, a fused optimiser's gradients in bf16-mixed too.
+
+        Lightning refuses those in every mixed precision, but only fp16 has scaled gradients, which a fused optimiser
+        unscales after clipping. Raises UserError for those.
+        """
+        precision = self.trainer.precision_plugin
+        fused = getattr(optimizer, "_step_supports_amp_scaling", False)
+        if not (gradient_clip_val and fused and isinstance(precision, MixedPrecision)):
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        elif precision.scaler is None:
+            Precision.clip_gradients(
+                precision, optimizer, gradient_clip_val, GradClipAlgorithmType(gradient_clip_algorithm or "norm")
+            )
+        else:
+            raise UserError(
+                f"trainer.precision={precision.precision} scales gradients, and those of a fused optimiser cannot be "
+                "clipped; set optimizer.fused=false, or trainer.gradient_clip_val=null"
+            )
 
     def configure_optimizers(self) -> dict[str, Any]:
         """Weight decay on matrices only; norms and biases go without."""

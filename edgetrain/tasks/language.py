@@ -1,14 +1,15 @@
 """Causal language modelling: predict the next token."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
+from edgetrain.errors import UserError, listing
 from edgetrain.ops.cross_entropy import linear_cross_entropy
 from edgetrain.ops.hidden_states import captured_hidden_states
 from edgetrain.tasks.base import Context, Predict, Task
@@ -19,9 +20,31 @@ class Language(Task):
 
     The model maps tokens [batch, n] to logits [batch, n, vocab]. One arranged like Llama (`model` below, `lm_head`
     on top) is trained without holding its logits in memory.
+
+    exit_layers: layers (1 to L) whose output, read by the model's own norm and head, is judged at each validation too:
+    validation/loss_exit_<layer>. Raises UserError when the model has no such layers.
     """
 
     unit = "tokens"
+
+    def __init__(
+        self,
+        model: nn.Module,
+        methods: list[Any],
+        optimizer: Callable[[list[dict[str, Any]]], torch.optim.Optimizer] | None,
+        total_steps: int,
+        warmup_steps: int = 0,
+        min_lr_ratio: float = 0.1,
+        schedule: Literal["cosine", "linear", "constant"] = "cosine",
+        exit_layers: tuple[int, ...] = (),
+    ) -> None:
+        super().__init__(model, methods, optimizer, total_steps, warmup_steps, min_lr_ratio, schedule)
+        layers = len(getattr(getattr(model, "model", None), "layers", ()))
+        beyond = [layer for layer in exit_layers if not 1 <= layer <= layers]
+        if beyond:
+            has = f"1 to {layers}" if layers else "none that can be left early"
+            raise UserError(f"task.exit_layers: there is no layer {listing(map(str, beyond))}; the model's are {has}")
+        self.exit_layers = exit_layers
 
     def units(self, batch: Tensor) -> int:
         return batch.shape[0] * (batch.shape[1] - 1)
@@ -48,8 +71,14 @@ class Language(Task):
         return loss
 
     def validation_step(self, batch: Tensor, batch_index: int) -> None:
-        loss = self.language_loss(batch[:, :-1], batch[:, 1:])
+        tokens, targets = batch[:, :-1], batch[:, 1:]
+        with captured_hidden_states(self.model.model.layers) if self.exit_layers else nullcontext([]) as states:
+            loss = self.language_loss(tokens, targets)
         self.log("validation/loss", loss, prog_bar=True, batch_size=len(batch))
+        for layer in self.exit_layers:
+            rows = self.model.model.norm(states[layer - 1]).flatten(0, 1)
+            exit_loss = linear_cross_entropy(rows, self.model.lm_head.weight, targets.flatten())
+            self.log(f"validation/loss_exit_{layer}", exit_loss, batch_size=len(batch))
 
     def evaluate(self, predict: Predict, data: Iterable[Tensor]) -> dict[str, float]:
         """loss (nats a token), perplexity and next-token accuracy of `predict(tokens) -> logits`."""

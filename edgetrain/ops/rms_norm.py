@@ -1,0 +1,34 @@
+"""Root-mean-square normalisation (Zhang and Sennrich 2019, arXiv 1910.07467, eq. 4) with its gradient written out.
+
+torch's own is a chain of six small operations on a CPU, each with a gradient of its own; together they pass over the
+states more than twice as often.
+"""
+
+import torch
+from torch import Tensor
+from torch.autograd.function import FunctionCtx, once_differentiable
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """x / sqrt(mean(x^2) + eps) * weight over the last axis: x and the result [..., dim], weight [dim]."""
+    return _RMSNorm.apply(x, weight, eps)
+
+
+class _RMSNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: FunctionCtx, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        mean_square = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1])
+        scale = mean_square.add_(eps).rsqrt_()
+        normal = x * scale
+        ctx.save_for_backward(normal, scale, weight)
+        return normal * weight
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, upstream: Tensor) -> tuple[Tensor, Tensor, None]:
+        normal, scale, weight = ctx.saved_tensors
+        weight_gradient = (upstream * normal).reshape(-1, len(weight)).sum(0)
+        # d normal / d x = scale * (1 - normal normal^T / dim)
+        gradient = upstream * weight
+        along = torch.linalg.vecdot(gradient, normal)[..., None].div_(normal.shape[-1])
+        return gradient.sub_(normal * along).mul_(scale), weight_gradient, None

@@ -1,0 +1,177 @@
+"""What a study found: its children's numbers side by side, with their spread, and the figures that the recipe asks for.
+
+Reads only finished runs, and from them only metrics.json, tables/*.csv and the logged curves.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from fnmatch import fnmatch
+from typing import Any
+
+from rich.console import Console
+
+from edgetrain.config import Config, StudyFigure
+from edgetrain.errors import UserError
+from edgetrain.folder import Row, RunFolder
+from edgetrain.report.figures import Point, bar_chart, line_chart
+from edgetrain.report.values import parsed
+from edgetrain.spread import interval_of_mean, spread
+
+USUAL = ("test/loss", "exits/loss_*", "*_per_s")  # shown beside the metrics of the claims
+
+Arms = dict[str, list[RunFolder]]  # a variant's name -> its finished runs
+
+console = Console(stderr=True, highlight=False)
+
+
+def summarise(config: Config, folder: RunFolder) -> None:
+    """Write the tables `variants` and `runs`, the figures, and metrics.json.
+
+    metrics.json holds <variant>/<metric>, the mean over the seeds, and its 95% interval as <variant>/<metric>_low and
+    _high; a lone variant's have no prefix.
+    """
+    arms = finished_arms(config, folder)
+    numbers = {arm: [numeric_metrics(run) for run in runs] for arm, runs in arms.items()}
+    names = shown_metrics(config, [metrics for rows in numbers.values() for metrics in rows])
+    rows: list[Row] = []
+    means: Row = {}
+    intervals: Row = {}
+    for name in names:
+        for arm, metrics in numbers.items():
+            values = [row[name] for row in metrics if name in row]
+            if not values:
+                continue
+            mean, deviation, n = spread(values)
+            rows.append({"metric": name, "variant": arm, "mean": mean, "standard deviation": deviation, "seeds": n})
+            key = f"{arm}/{name}" if config.variants else name
+            means[key] = mean
+            if n > 1:
+                intervals[f"{key}_low"], intervals[f"{key}_high"] = interval_of_mean(values)
+    listed: list[Row] = []
+    for arm, seed, run in every_run(config, folder):
+        metrics = numeric_metrics(run) if run.finished else {}
+        place = {"variant": arm, "seed": seed, "finished": run.finished, "folder": f"runs/{run.path.name}"}
+        listed.append(place | {name: value for name, value in metrics.items() if name in names})
+    folder.add_table("variants", rows, "Variants", "Mean and standard deviation (n - 1) over the seeds.")
+    for wanted in config.study.get("figures", []):
+        add_figure(wanted, arms, folder)
+    folder.add_table("runs", listed, "Runs", "Each is a run folder of its own, with its own report.")
+    counts = {"runs": len(listed), "runs_finished": sum(row["finished"] for row in listed)}
+    folder.write_json("metrics.json", means | intervals | counts | common_facts(arms))
+
+
+def every_run(config: Config, folder: RunFolder) -> Iterable[tuple[str, int, RunFolder]]:
+    """(variant, seed, folder) of every run, seed by seed; a lone variant bears the recipe's name."""
+    for seed in config.seeds:
+        for variant in config.variants or [None]:
+            yield variant or config.recipe, seed, folder.child(variant, seed)
+
+
+def finished_arms(config: Config, folder: RunFolder) -> Arms:
+    arms: Arms = {}
+    for arm, _, run in every_run(config, folder):
+        arms.setdefault(arm, []).extend([run] if run.finished else [])
+    return arms
+
+
+def numeric_metrics(run: RunFolder) -> dict[str, float]:
+    metrics = run.read_json("metrics.json", {})
+    return {k: v for k, v in metrics.items() if isinstance(v, int | float) and not isinstance(v, bool)}
+
+
+def common_facts(arms: Arms) -> dict[str, str]:
+    """What is text in metrics.json, such as the corpus's hash, and the same in every run."""
+    found = [run.read_json("metrics.json", {}).items() for runs in arms.values() for run in runs]
+    first = found[0] if found else ()
+    return {k: v for k, v in first if isinstance(v, str) and all((k, v) in items for items in found)}
+
+
+def shown_metrics(config: Config, runs: list[dict[str, float]]) -> list[str]:
+    """The names that the recipe lists, or the claims' and the usual ones, or, where there are none of them, all."""
+    there = list(dict.fromkeys(name for metrics in runs for name in metrics))
+    wanted = config.study.get("metrics") or [*(claim["metric"] for claim in config.claims), *USUAL]
+    chosen = [name for pattern in wanted for name in there if fnmatch(name, pattern)]
+    return list(dict.fromkeys(chosen)) or there
+
+
+# Figures
+
+
+def add_figure(wanted: StudyFigure, arms: Arms, folder: RunFolder) -> None:
+    """Draw one figure; where no run has what it asks for, say so and leave it out."""
+    name = re.sub(r"\W+", "_", wanted["title"].lower()).strip("_")
+    try:
+        if "bars" in wanted:
+            png, caption = bars(wanted, arms)
+        else:
+            png, caption = lines(wanted, arms)
+    except UserError as error:
+        console.print(f"figure '{wanted['title']}' is left out: {error}")
+        return
+    folder.add_figure(name, png, wanted["title"], caption)
+
+
+def lines(wanted: StudyFigure, arms: Arms) -> tuple[bytes, str]:
+    """Means over the seeds, with a band from the lowest to the highest."""
+    points = {arm: [run_points(wanted, run) for run in runs] for arm, runs in arms.items()}
+    counts = [count for count in (sum(map(bool, runs)) for runs in points.values()) if count]
+    drawn = {arm: averaged(runs) for arm, runs in points.items()}  # those without a point too, for their colour's place
+    chart = line_chart(
+        {arm: means for arm, (means, _) in drawn.items()},
+        wanted.get("x_label", wanted["x"]),
+        wanted.get("y_label") or wanted.get("y") or wanted["curve"],
+        log_y=wanted.get("log_y", False),
+        markers="table" in wanted,
+        bands={arm: band for arm, (_, band) in drawn.items()} if max(counts, default=0) > 1 else None,
+    )
+    return chart, over_seeds(counts, "the band reaches from the lowest to the highest")
+
+
+def run_points(wanted: StudyFigure, run: RunFolder) -> list[Point]:
+    """(x, y) of one run, from its table or its logged curve; empty where it has none."""
+    if "table" in wanted:
+        if not (run.path / "tables" / f"{wanted['table']}.csv").is_file():
+            return []
+        rows: Iterable[Row] = ({k: parsed(v) for k, v in row.items()} for row in run.read_table(wanted["table"]))
+        x, y = wanted["x"], wanted["y"]
+    else:
+        rows = (values | {"step": step} for step, values in run.training_curves())
+        x, y = wanted["x"], wanted["curve"]
+    pairs = ((row.get(x), row.get(y)) for row in rows)
+    return [(a, b) for a, b in pairs if isinstance(a, int | float) and isinstance(b, int | float)]
+
+
+def averaged(runs: Sequence[list[Point]]) -> tuple[list[Point], list[Point]]:
+    """The mean at every x, and (lowest, highest) there, over the runs that have a point at that x."""
+    at: dict[float, list[float]] = {}
+    for points in runs:
+        for x, y in points:
+            at.setdefault(x, []).append(y)
+    ordered = sorted(at.items())
+    return [(x, spread(values).mean) for x, values in ordered], [(min(values), max(values)) for _, values in ordered]
+
+
+def bars(wanted: StudyFigure, arms: Arms) -> tuple[bytes, str]:
+    """A bar for each metric and variant: the mean, with one standard deviation to each side."""
+    found: dict[str, dict[str, Any]] = {}
+    for arm, runs in arms.items():
+        numbers = [numeric_metrics(run) for run in runs]
+        values = {metric: [row[metric] for row in numbers if metric in row] for metric in wanted["bars"]}
+        found[arm] = {metric: spread(repeats) for metric, repeats in values.items() if repeats}
+    chart = bar_chart(
+        {arm: {metric: one.mean for metric, one in metrics.items()} for arm, metrics in found.items()},
+        wanted.get("x_label", ""),
+        spread={
+            arm: {metric: one.deviation or 0.0 for metric, one in metrics.items()} for arm, metrics in found.items()
+        },
+        value_format=".3f",
+    )
+    counts = [one.n for metrics in found.values() for one in metrics.values()]
+    return chart, over_seeds(counts, "the error bars are one standard deviation to each side")
+
+
+def over_seeds(counts: Sequence[int], spread_is: str) -> str:
+    low, high = min(counts), max(counts)
+    if high == 1:
+        return "One seed: no spread is known."
+    return f"Mean over {high if low == high else f'{low} to {high}'} seeds; {spread_is}."

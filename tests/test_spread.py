@@ -1,0 +1,45 @@
+"""Means, deviations and intervals against cases worked by hand, and the table of t against its own distribution."""
+
+import math
+
+import pytest
+
+from edgetrain.spread import T95, interval_of_mean, spread
+
+
+def within(t: float, degrees: int) -> float:
+    """P(|T| <= t), Abramowitz and Stegun 26.7.3 and 26.7.4: a finite sum for whole degrees of freedom."""
+    angle = math.atan(t / math.sqrt(degrees))
+    term, total = (math.cos(angle) if degrees % 2 else 1.0), 0.0
+    for k in range(degrees // 2):
+        total += term
+        term *= math.cos(angle) ** 2 * ((2 * k + 2) / (2 * k + 3) if degrees % 2 else (2 * k + 1) / (2 * k + 2))
+    return 2 / math.pi * (angle + math.sin(angle) * total) if degrees % 2 else math.sin(angle) * total
+
+
+@pytest.mark.parametrize("degrees", range(1, len(T95) + 1))
+def test_the_table_of_t_holds_95_percent(degrees: int) -> None:
+    assert within(T95[degrees - 1] - 0.0006, degrees) < 0.95 < within(T95[degrees - 1] + 0.0006, degrees)
+
+
+def test_the_deviation_divides_by_n_minus_1() -> None:
+    assert spread([1.0, 2.0, 6.0]) == (3.0, pytest.approx(math.sqrt((4 + 1 + 9) / 2)), 3)
+
+
+def test_one_number_has_no_deviation() -> None:
+    assert spread([2.5]) == (2.5, None, 1)
+
+
+def test_the_interval_of_three_numbers_by_hand() -> None:
+    """Mean 2, deviation 1: half the interval is 4.303 / sqrt(3) = 2.484."""
+    assert interval_of_mean([1.0, 2.0, 3.0]) == (pytest.approx(-0.4843, abs=1e-4), pytest.approx(4.4843, abs=1e-4))
+
+
+def test_the_interval_of_two_numbers_by_hand() -> None:
+    """Mean 0, deviation sqrt(2): half the interval is 12.706."""
+    assert interval_of_mean([-1.0, 1.0]) == (pytest.approx(-12.706), pytest.approx(12.706))
+
+
+def test_many_numbers_take_the_widest_factor_of_the_table() -> None:
+    low, high = interval_of_mean([-1.0, 1.0] * 50)
+    assert (high - low) / 2 == pytest.approx(2.042 * math.sqrt(100 / 99) / 10)
