@@ -41,9 +41,10 @@ class Product(nn.Module):
     def __init__(self, weight: Tensor, weights: Weights) -> None:
         super().__init__()
         if weights == "int8":
-            scales = (weight.abs().amax(1) / 127).clamp(min=torch.finfo(torch.float32).tiny)
-            self.register_buffer("weight", (weight / scales[:, None]).round().to(torch.int8))
-            self.register_buffer("scales", scales.bfloat16())
+            scales = (weight.abs().amax(1) / 127).clamp(min=torch.finfo(torch.bfloat16).tiny).bfloat16()
+            levels = (weight / scales.float()[:, None]).round().clamp(-127, 127)  # the scale was rounded, too
+            self.register_buffer("weight", levels.to(torch.int8))
+            self.register_buffer("scales", scales)
         else:
             self.register_buffer("weight", weight.to(getattr(torch, weights)))
             self.scales = None

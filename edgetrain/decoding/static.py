@@ -180,9 +180,7 @@ class StaticSelfSpeculation(StaticDecoder):
         before = torch.stack([prompt[-1] for prompt in prompts] + [tokens[0]] * (self.batch - len(prompts)))
         yield ledger.book(tokens[:, None].tolist())
         while ledger.open:
-            drafts, q, p, choices = self.run_step(
-                before, tokens, positions, self.noise(temperature, generator), temperature
-            )
+            drafts, q, p, choices = self.run_step(before, tokens, positions, self.noise(temperature, generator))
             if temperature == 0:
                 counts = (drafts == choices[:, :-1]).long().cumprod(1).sum(1)
                 decided = choices
@@ -201,11 +199,11 @@ class StaticSelfSpeculation(StaticDecoder):
             yield booked
 
     def noise(self, temperature: float, generator: Generator | None) -> Tensor:
-        """Gumbel noise for every draft, [batch, d, vocab]; zeros to broadcast when greedy."""
+        """Gumbel noise times the temperature for every draft, [batch, d, vocab]; zeros to broadcast when greedy."""
         if temperature == 0:
             return self.silence
         shape = (self.batch, self.draft_length, self.model.vocab_size)
-        return -torch.empty(shape, device=self.silence.device).exponential_(generator=generator).log()
+        return -temperature * torch.empty(shape, device=self.silence.device).exponential_(generator=generator).log()
 
     def accept(
         self, drafts: Tensor, q: Tensor, p: Tensor, temperature: float, generator: Generator | None
@@ -226,7 +224,7 @@ class StaticSelfSpeculation(StaticDecoder):
         return super().read(padded)
 
     def step(
-        self, before: Tensor, tokens: Tensor, positions: Tensor, noise: Tensor, temperature: float
+        self, before: Tensor, tokens: Tensor, positions: Tensor, noise: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """One round after int64 tokens [batch], preceded by `before`, at their positions.
 
@@ -234,7 +232,7 @@ class StaticSelfSpeculation(StaticDecoder):
         [batch, d + 1, vocab], and its greedy choices [batch, d + 1].
         """
         propose = self.draft_with_model if self.drafter is None else self.draft_with_copy
-        drafts, q, states = propose(before, tokens, positions, temperature * noise)
+        drafts, q, states = propose(before, tokens, positions, noise)
         first = 0 if states is None else self.exit_layer
         if states is None:
             states = self.fused.embed(torch.cat((tokens[:, None], drafts), dim=1))
