@@ -23,7 +23,8 @@ verbs
                                                   a run of each, side by side in one report (parallel=2 at a time)
             resume=RUN [key=value]                go on from a run's last checkpoint, or with a study's other runs
   eval      run=RUN [key=value]                   judge a trained model on held-out data
-  generate  run=RUN prompt=TEXT [tokens=128] [temperature=0] [exit_layer=E] [draft=D] [seed=0]
+  generate  run=RUN prompt=TEXT [tokens=128] [temperature=0] [exit_layer=E] [draft=D|auto] [seed=0]
+            [weights=int8] [draft_weights=int8] [compiled=true]
   measure   run=RUN [measure=[exits,...]]         measure again, into the run's report
   export    run=RUN [export=[huggingface]]        write a deployable artefact and judge it
   report    run=RUN [baseline=RUN]                draw report.html again
@@ -137,7 +138,7 @@ def eval_verb(arguments: list[str]) -> None:
 
 
 def generate_verb(arguments: list[str]) -> None:
-    names = ("prompt", "tokens", "temperature", "exit_layer", "draft", "seed")
+    names = ("prompt", "tokens", "temperature", "exit_layer", "draft", "seed", "weights", "draft_weights", "compiled")
     options = {name: take_value(arguments, name) for name in names}
     from edgetrain.decoding.terminal import stream
 

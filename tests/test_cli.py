@@ -78,6 +78,11 @@ def test_generate_streams_a_continuation(edgetrain: Call, finished_run: RunFolde
         (["prompt=x", "draft=2"], "needs exit_layer=E"),
         (["prompt=" + "long words " * 40], "leaves no room in the model's context of 32"),
         (["prompt=x", "tokens=many"], "tokens=many is not a whole number"),
+        (["prompt=x", "weights=int7"], "weights=int7 is no format (did you mean 'int8'?)"),
+        (["prompt=x", "compiled=yes"], "compiled=yes is neither true nor false"),
+        (["prompt=x", "draft_weights=int8"], "draft_weights= needs exit_layer=E and draft=D"),
+        (["prompt=x", "weights=int8", "exit_layer=2"], "exit_layer=2 without draft=D exits early"),
+        (["prompt=x", "draft=auto", "exit_layer=9"], "exit_layer=9 is outside 1 to 3"),
         ([], "say what to continue"),
     ],
 )

@@ -15,6 +15,8 @@ import torch
 from conftest import ROOT, SMALL
 
 from edgetrain.checkpoint import read_checkpoint
+from edgetrain.folder import RunFolder
+from edgetrain.jobs import checkpoints
 from edgetrain.jobs.callbacks import Throughput
 from edgetrain.tasks.language import Language
 
@@ -141,6 +143,23 @@ def test_sigterm_while_the_model_is_built_says_how_to_resume(
     assert edgetrain("run", "resume=run")[0] == 0  # before its first checkpoint, from the start
     assert edgetrain(*RUN, "out=whole")[0] == 0
     assert_same_end(workplace / "whole", workplace / "run")
+
+
+def test_curves_are_on_the_disk_before_the_checkpoint_is(
+    edgetrain: Call, workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the step itself, which is 1 and then 3, Lightning logs after the checkpoint."""
+    save = checkpoints.torch.save
+    written = []
+
+    def save_and_look(*arguments: Any) -> None:
+        written.append([step for step, values in RunFolder(Path("run")).training_curves() if "train/loss" in values])
+        save(*arguments)
+
+    monkeypatch.setattr(checkpoints.torch, "save", save_and_look)
+    settings = ["job.checkpoint_steps=2", "trainer.log_every_n_steps=1", "trainer.max_steps=4", "out=run"]
+    assert edgetrain(*RUN, *settings)[0] == 0
+    assert written == [[0], [0, 1, 2]]
 
 
 def test_a_damaged_last_checkpoint_is_named_and_the_one_before_it_used(edgetrain: Call, workplace: Path) -> None:

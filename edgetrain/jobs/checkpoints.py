@@ -74,6 +74,8 @@ class Checkpoints(ModelCheckpoint):
         bad = first_not_finite_weight(trainer.lightning_module.model)
         if bad:
             raise NotFinite(f"after step {trainer.global_step} the weight {bad} is not finite")
+        for logger in trainer.loggers:
+            logger.save()  # a killed run's curves reach as far as its checkpoint
         super()._save_checkpoint(trainer, filepath)
         self.saved = trainer.global_step
 
