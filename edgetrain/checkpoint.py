@@ -1,5 +1,6 @@
 """Read weights and checkpoints from anywhere without running anything that is stored in them."""
 
+import os
 import pickle
 import re
 import sys
@@ -29,7 +30,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
     Raises UserError when it is missing or holds code, DamagedCheckpoint when it is cut short or a byte has changed.
     """
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise UserError(f"there is no checkpoint at {path}; train first, or name another run")
     try:
         if zipfile.is_zipfile(path):
@@ -108,12 +109,15 @@ def model_weights(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
 def read_weights(source: str) -> dict[str, Tensor]:
     """The plain model's state dict from a run folder, a .ckpt or .safetensors file, or a Hugging Face folder."""
     path = Path(source)
-    if (path / "config.yaml").is_file():
+    if os.path.isfile(path / "config.yaml"):  # False, where Path.is_file raises, for a name that is too long
         path = last_checkpoint(RunFolder.open(path))
     if path.suffix == ".ckpt":
         return model_weights(read_checkpoint(path))
-    files = [path] if path.suffix == ".safetensors" else sorted(path.glob("*.safetensors"))
-    if not files or not all(file.is_file() for file in files):
+    if path.suffix == ".safetensors":
+        files = [path]
+    else:
+        files = sorted(path.glob("*.safetensors")) if os.path.isdir(path) else []
+    if not files or not all(map(os.path.isfile, files)):
         raise UserError(
             f"init_from={source}: no weights there; name a run folder, a .ckpt or .safetensors file, "
             "or a Hugging Face folder with *.safetensors"

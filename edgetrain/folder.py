@@ -97,7 +97,7 @@ class RunFolder:
     def open(cls, path: str | Path) -> "RunFolder":
         """An existing run folder. Raises UserError when there is no config.yaml in it."""
         folder = Path(path)
-        if not (folder / "config.yaml").is_file():
+        if not os.path.isfile(folder / "config.yaml"):  # False, where Path.is_file raises, for a name that is too long
             raise UserError(f"{folder} is not a run folder: there is no config.yaml in it")
         return cls(folder.resolve())
 

@@ -45,11 +45,11 @@ def find(name_or_path: str) -> Path:
     """
     if name_or_path.endswith(".yaml"):
         path = Path(name_or_path).expanduser()
-        if not path.is_file():
+        if not os.path.isfile(path):  # False, where Path.is_file raises, for a name that is too long
             raise UserError(f"recipe={name_or_path}: there is no such file")
         return path.resolve()
     places = [folder / f"{name_or_path}.yaml" for folder in _folders()]
-    found = [path for path in places if path.is_file()]
+    found = [path for path in places if os.path.isfile(path)]
     if not found or Path(name_or_path).name != name_or_path:
         known = sorted(all_recipes())
         raise UserError(

@@ -258,8 +258,18 @@ def test_any_saved_configuration(body: dict) -> None:
         (["trust=os.system", "method.layerskip._target_=os.system"], {}),
         ([], {"seed": {"a": ["${"]}}),
         (["seed={_target_:os.system}"], None),
+        (["recipe=" + "9" * 400], None),
+        (["recipe=" + "9" * 400 + ".yaml"], None),
     ],
-    ids=["a key of a list", "trust that is no list", "trust that is text", "half an interpolation", "a node as a seed"],
+    ids=[
+        "a key of a list",
+        "trust that is no list",
+        "trust that is text",
+        "half an interpolation",
+        "a node as a seed",
+        "a long name",
+        "a long path",
+    ],
 )
 def test_what_was_found_to_be_trusted_or_a_traceback_is_a_sentence(texts: list[str], base: dict | None) -> None:
     with pytest.raises(UserError):

@@ -24,7 +24,7 @@ def test_every_command_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr("edgetrain.doctor.REQUIRED", {"torch": "torch"})  # importing all takes half a minute
     monkeypatch.setattr("edgetrain.doctor.OPTIONAL", {})
     typed = commands()
-    assert len(typed) == 12
+    assert len(typed) == 17
     for arguments in typed:
         trains = arguments[0].startswith("recipe=") and "--smoke" not in arguments
         assert main([*arguments, *(["--smoke"] if trains else [])]) == 0, arguments

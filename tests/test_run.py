@@ -179,6 +179,10 @@ def test_a_full_disk_is_one_sentence_and_leaves_no_half_file(workplace: Path) ->
 def test_a_run_that_is_not_there_is_one_sentence(edgetrain: Call) -> None:
     assert "is not a run folder" in fails(edgetrain, "eval", "run=nowhere")
     assert "say which run" in fails(edgetrain, "eval")
+    long = "x" * 400
+    assert "is not a run folder" in fails(edgetrain, "run", f"resume={long}")
+    assert "no weights there" in fails(edgetrain, *RUN, f"init_from={long}", "out=a")
+    assert "cannot write the run folder" in fails(edgetrain, *RUN, f"out={long}")
 
 
 def test_a_run_without_a_checkpoint_is_one_sentence(edgetrain: Call, finished_run: RunFolder, workplace: Path) -> None:

@@ -27,7 +27,7 @@ class NotFinite(Exception):
 class FiniteLoss(Callback):
     """Stops training at the first loss that is not finite, before the optimiser takes it into the weights.
 
-    Costs one look at a number a batch (2 us on a CPU; on a GPU the host waits there for the backward pass).
+    Costs one look at a number a batch; on a GPU the host waits there for the backward pass.
     """
 
     def __init__(self, folder: RunFolder) -> None:
