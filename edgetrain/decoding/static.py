@@ -126,8 +126,7 @@ class StaticDecoder:
 
     def step(self, tokens: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Logits [batch, vocab] after int64 tokens [batch] at their positions, and the greedy choice."""
-        # A row that has ended stays in the cache's last slot.
-        states = self.fused(tokens[:, None], self.cache, positions.clamp(max=self.length - 1))
+        states = self.fused(tokens[:, None], self.cache, positions)
         logits = self.fused.head(states[:, -1])
         return logits, logits.argmax(-1)
 

@@ -1,5 +1,6 @@
 """Decoding in fixed shapes gives the readable decoders' output, several prompts at once, compiled or not."""
 
+import copy
 import math
 from itertools import product
 
@@ -38,8 +39,6 @@ def reference(model: Llama, prompts: list[Tensor], **options: object) -> list[li
 
 
 def identity_tail(model: Llama, exit_layer: int) -> Llama:
-    import copy
-
     model = copy.deepcopy(model)
     for layer in model.model.layers[exit_layer:]:
         torch.nn.init.zeros_(layer.self_attn.o_proj.weight)
@@ -69,7 +68,7 @@ def test_self_speculation_does_not_change_the_output(
     assert decoder.stats.emitted == 3 * (NEW - 1)
 
 
-@pytest.mark.parametrize(("draft_length", "draft_weights"), product([1, 3, 4], [None, "float32"]))
+@pytest.mark.parametrize(("draft_length", "draft_weights"), list(product([1, 3, 4], [None, "float32"])))
 def test_an_identity_tail_accepts_every_draft(
     small: Llama, prompts: list[Tensor], draft_length: int, draft_weights: str | None
 ) -> None:
@@ -110,12 +109,17 @@ def test_the_whole_context_can_be_filled(small: Llama) -> None:
     assert list(StaticSelfSpeculation(small, exit_layer=1, draft_length=6).stream(prompt, 60)) == expected
 
 
+def test_an_identity_tail_accepts_every_sampled_draft(small: Llama, prompts: list[Tensor]) -> None:
+    decoder = StaticSelfSpeculation(identity_tail(small, 2), exit_layer=2, draft_length=3, batch=3)
+    decoder.decode(prompts, NEW, temperature=0.5, generator=torch.Generator().manual_seed(3))
+    assert decoder.stats.acceptance == 1.0  # p and q are one distribution, so min(1, p/q) is 1
+
+
 @pytest.mark.parametrize("draft_weights", [None, "int8"])
 def test_sampled_tokens_follow_the_full_models_distribution(small: Llama, draft_weights: str | None) -> None:
     batch, temperature = 512, 0.8
     decoder = StaticSelfSpeculation(small, exit_layer=1, draft_length=2, draft_weights=draft_weights, batch=batch)
     generator, prompt = torch.Generator().manual_seed(2), torch.tensor([3, 1, 4])
-    # Each prompt's first token is fixed by asking only for those that begin with the most frequent one.
     outputs = [
         output
         for _ in range(12)
