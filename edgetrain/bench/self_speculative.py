@@ -39,26 +39,29 @@ Subject = Literal["trained", "trained_identity", "125m_identity"]
 # MobileLLM-125M (Liu et al. 2024, arXiv 2402.14905, table 9), with the context that the bench needs.
 SHAPE_125M = {"vocab_size": 32000, "dim": 576, "layers": 30, "heads": 9, "kv_heads": 3, "hidden_dim": 1536}
 PLAIN, PEER = "own autoregressive", "transformers generate"
-BATCH = 4
 
 
 @dataclass
 class Way:
-    """One way of decoding: what it is called, whether it is compiled, and what its last repeat gave."""
+    """One way of decoding: what it is called, whether it is compiled, and what its last repeat gave.
+
+    decode: of one prompt; together: of all of them at once, in its place.
+    """
 
     name: str
     compiled: bool
-    decode: Callable[[Tensor], Iterable[int]]
+    decode: Callable[[Tensor], Iterable[int]] | None = None
+    together: Callable[[list[Tensor]], list[list[int]]] | None = None
     stats: Callable[[], SelfSpeculativeStats] | None = None
     exit_layer: int | None = None
     draft_length: int | None = None
-    exact: bool = True
     outputs: list[list[int]] = field(default_factory=list)
     counted: SelfSpeculativeStats = field(default_factory=SelfSpeculativeStats)
 
     def run(self, prompts: Tensor) -> int:
-        self.outputs, self.counted = [], SelfSpeculativeStats()
-        for prompt in prompts:
+        self.outputs = self.together(list(prompts)) if self.together else []
+        self.counted = SelfSpeculativeStats()
+        for prompt in prompts if self.decode else []:
             self.outputs.append(list(self.decode(prompt)))
             if self.stats is not None:
                 self.counted += self.stats()
@@ -71,8 +74,8 @@ def self_speculative(
     subjects: list[Subject] = ("trained", "trained_identity", "125m_identity"),
     run: str = "recipe:layerskip_llama_long",
     compiled: bool = True,
-    exit_layers: list[int] = (2, 3, 4),
-    draft_lengths: list[int] = (2, 4, 6),
+    exit_layers: list[int] = (4, 6),
+    draft_lengths: list[int] = (3, 6),
     prompts: int = 4,
     prompt_length: int = 64,
     new_tokens: int = 128,
@@ -154,7 +157,8 @@ class Bench:
             f"{parameters:,} parameters, {len(self.prompts)} prompts of {self.prompts.shape[1]} tokens, {self.budget} "
             f"new ones each, float32 unless said, {torch.get_num_threads()} threads, median of {repeats} repeats. of "
             f"limit: share of the {limit:.4g} tokens/s at which the weights could be read from memory. differ: "
-            "prompts whose output is not that of own autoregressive decoding. bound: speed-up from layer passes alone."
+            "prompts whose output is not that of own autoregressive decoding, which is the same until so many tokens "
+            "on average. bound: speed-up from layer passes alone."
         )
         show_rows(folder, f"{subject}_decoding", rows, f"Decoding: {subject}", caption)
         return self.ratios(timings) | {"limit_tokens_per_s": limit, PLAIN: timings[PLAIN].median}
@@ -182,11 +186,17 @@ class Bench:
                 self.fastest("own self-speculative, compiled"),
                 self.fastest("own self-speculative, compiled, int8 drafts", draft_weights="int8"),
             ]
+            if len(self.prompts) > 1:
+                ways.append(self.together(f"own autoregressive, compiled, {len(self.prompts)} prompts at once"))
         return ways
 
     def plain(self, name: str, **settings: Any) -> Way:
         decoder = StaticDecoder(self.model, length=self.length, compiled=True, **settings)
-        return Way(name, True, partial(decoder.stream, max_new_tokens=self.budget), exact=not settings)
+        return Way(name, True, partial(decoder.stream, max_new_tokens=self.budget))
+
+    def together(self, name: str) -> Way:
+        decoder = StaticDecoder(self.model, length=self.length, batch=len(self.prompts), compiled=True)
+        return Way(name, True, together=partial(decoder.decode, max_new_tokens=self.budget))
 
     def eager(self, exit_layer: int, length: int) -> Way:
         last: list[SelfSpeculation] = []
@@ -195,7 +205,14 @@ class Bench:
             last[:] = [SelfSpeculation(self.model, prompt, self.budget, exit_layer=exit_layer, draft_length=length)]
             return last[0]
 
-        return Way("own self-speculative", False, decode, lambda: last[0].stats, exit_layer, length)
+        return Way(
+            "own self-speculative",
+            False,
+            decode,
+            stats=lambda: last[0].stats,
+            exit_layer=exit_layer,
+            draft_length=length,
+        )
 
     def fastest(self, name: str, **settings: Any) -> Way:
         """Of all exit layers and draft lengths the one that decodes the prompts fastest, each tried twice."""
@@ -211,7 +228,8 @@ class Bench:
                     **settings,
                 )
                 decode = partial(decoder.stream, max_new_tokens=self.budget)
-                way = Way(name, True, decode, lambda decoder=decoder: decoder.stats, exit_layer, length)
+                stats = partial(getattr, decoder, "stats")
+                way = Way(name, True, decode, stats=stats, exit_layer=exit_layer, draft_length=length)
                 way.run(self.prompts)  # compiles
                 seconds = min(timed(lambda way=way: way.run(self.prompts)) for _ in range(2))
                 console.print(
@@ -291,6 +309,7 @@ class Bench:
             "distinct-3": distinct,
             "of text": fmean(distinct_n(text) for text in reference) if reference else "",
             "differ": sum(one != other for one, other in zip(way.outputs, plain, strict=True)),
+            "same until": fmean(map(shared_prefix, way.outputs, plain)),
             "of limit": middle / limit,
         }
 
@@ -330,6 +349,11 @@ class Bench:
         vector = torch.ones(1024, device=self.prompts.device)
         best = min(timed(lambda: torch.mv(matrix, vector), self.prompts.is_cuda) for _ in range(30))
         return 1 / best
+
+
+def shared_prefix(one: list[int], other: list[int]) -> int:
+    """Tokens before the first that differs."""
+    return next((place for place, (a, b) in enumerate(zip(one, other, strict=True)) if a != b), len(one))
 
 
 def timed(work: Callable[[], Any], wait: bool = False) -> float:
