@@ -306,6 +306,8 @@ class Ledger:
 
 def in_one_graph(step: Callable[..., Any], model: Llama) -> Callable[..., Any]:
     """`step` by torch.compile, for one shape, without a break. Raises UserError where that cannot work."""
-    if model.lm_head.weight.device.type == "cpu" and not shutil.which(os.environ.get("CXX", "g++")):
+    on_cpu = model.lm_head.weight.device.type == "cpu"
+    if on_cpu and not shutil.which(os.environ.get("CXX", "g++")):
         raise UserError("compiled=true needs a C++ compiler, and there is no g++; install one, or name yours in CXX")
-    return torch.compile(step, fullgraph=True, dynamic=False, isolate_recompiles=True)
+    options = {"cpp_wrapper": True} if on_cpu else None  # calls its kernels from C++: a tenth of a step at 12 layers
+    return torch.compile(step, fullgraph=True, dynamic=False, isolate_recompiles=True, options=options)
