@@ -47,6 +47,11 @@ def commit() -> str:
     return name.stdout.strip() + ("+changes" if changed.stdout.strip() else "")
 
 
+def now() -> str:
+    """The time of day with its zone, to the second."""
+    return datetime.now().astimezone().isoformat(timespec="seconds")
+
+
 def describe() -> dict[str, Any]:
     """Everything about now and here. Imports torch only for what it alone knows."""
     import torch
@@ -54,7 +59,7 @@ def describe() -> dict[str, Any]:
     devices = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     return {
         "command": command_line(),
-        "started": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "started": now(),
         "edgetrain": metadata.version("edgetrain"),
         "commit": commit(),
         "python": platform.python_version(),

@@ -2,7 +2,6 @@
 
 import random
 import time
-from datetime import datetime
 
 import numpy as np
 import torch
@@ -12,7 +11,7 @@ from rich.console import Console
 from edgetrain.build import Trained, build
 from edgetrain.claims import judge
 from edgetrain.config import Config
-from edgetrain.environment import describe
+from edgetrain.environment import describe, now
 from edgetrain.errors import UserError
 from edgetrain.export.manifest import export_and_judge
 from edgetrain.folder import RunFolder, write_atomic
@@ -50,7 +49,7 @@ def run(config: Config, folder: RunFolder) -> dict[str, float | int | str]:
             raise
         raise UserError(sentence) from error
 
-    finished = datetime.now().astimezone().isoformat(timespec="seconds")
+    finished = now()
     environment |= {"finished": finished, "wall_seconds": round(time.monotonic() - started, 1)}
     folder.write_json("environment.json", environment)
     report(config, folder)

@@ -3,7 +3,6 @@
 import importlib
 import time
 from collections.abc import Sequence
-from datetime import datetime
 from typing import Any
 
 import yaml
@@ -11,7 +10,7 @@ import yaml
 from edgetrain.bench.catalogue import benches
 from edgetrain.bench.load import usable_cores
 from edgetrain.bench.side_by_side import Timing, ratio
-from edgetrain.environment import describe
+from edgetrain.environment import describe, now
 from edgetrain.folder import Row, RunFolder, write_atomic
 from edgetrain.report.page import write_report
 from edgetrain.report.terminal import print_table
@@ -27,7 +26,7 @@ def run_bench(name: str, values: dict[str, Any], out: str | None = None) -> RunF
     folder.write_json("environment.json", environment)
     bench = getattr(importlib.import_module(f"edgetrain.bench.{name}"), name)
     folder.update_metrics(bench(folder, **values))
-    finished = datetime.now().astimezone().isoformat(timespec="seconds")
+    finished = now()
     environment |= {"finished": finished, "wall_seconds": round(time.monotonic() - started, 1)}
     folder.write_json("environment.json", environment)
     write_report(folder)

@@ -8,7 +8,6 @@ and no confidence threshold, so that E and d mean the same on both sides.
 
 import copy
 import tempfile
-import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,15 +19,17 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from edgetrain.bench.peer import load_peer
 from edgetrain.bench.results import show_rows
 from edgetrain.bench.side_by_side import Contender, Ratio, Timing, measure, ratio
 from edgetrain.build import find_source, load_trained, read_config
 from edgetrain.compose import compose
 from edgetrain.decoding.autoregressive import generate
 from edgetrain.decoding.degeneration import distinct_n
+from edgetrain.decoding.sampling import matching_prefix
 from edgetrain.decoding.self_speculative import SelfSpeculation, SelfSpeculativeStats, layer_pass_bound
 from edgetrain.decoding.static import StaticDecoder, StaticSelfSpeculation
-from edgetrain.decoding.tuning import tune
+from edgetrain.decoding.tuning import timed, tune
 from edgetrain.errors import UserError
 from edgetrain.folder import Row, RunFolder
 from edgetrain.models.huggingface import save_llama
@@ -91,6 +92,7 @@ def self_speculative(
     if threads is not None:
         torch.set_num_threads(threads)
     metrics: dict[str, Any] = {"threads": torch.get_num_threads()}
+    trained = load_trained(*opened(run)) if set(subjects) - {"125m_identity"} else None
     for subject in subjects:
         if subject == "125m_identity":
             torch.manual_seed(0)
@@ -98,7 +100,6 @@ def self_speculative(
             windows = torch.randint(model.vocab_size, (1, prompt_length))
             budget, reference = 48, None
         else:
-            trained = load_trained(*opened(run))
             model = trained.model.eval().float()
             windows, texts = trained.data.prompts(prompts, prompt_length, continuation=new_tokens)
             budget, reference = new_tokens, texts.tolist()
@@ -230,24 +231,16 @@ class Bench:
                 decode = partial(decoder.stream, max_new_tokens=self.budget)
                 stats = partial(getattr, decoder, "stats")
                 way = Way(name, True, decode, stats=stats, exit_layer=exit_layer, draft_length=length)
-                way.run(self.prompts)  # compiles
+                tokens = way.run(self.prompts)  # compiles
                 seconds = min(timed(lambda way=way: way.run(self.prompts)) for _ in range(2))
-                console.print(
-                    f"{name}: exit layer {exit_layer}, {length} drafts, {way.run(self.prompts) / seconds:.4g} tokens/s"
-                )
+                console.print(f"{name}: exit layer {exit_layer}, {length} drafts, {tokens / seconds:.4g} tokens/s")
                 tried.append((seconds, way))
         return min(tried, key=lambda pair: pair[0])[1]
 
     def peers(self, place: Path, exit_layer: int, length: int) -> list[Way]:
         """transformers on the same weights: plain, early exit, prompt lookup, and plain compiled."""
-        from transformers import AutoModelForCausalLM
-
         save_llama(self.model, place)
-
-        def loaded() -> Any:
-            return AutoModelForCausalLM.from_pretrained(place, local_files_only=True, attn_implementation="sdpa").eval()
-
-        theirs = loaded()
+        theirs = load_peer(place)
         # A draft length that stays, and no early end of drafting: else d would mean another thing than ours.
         theirs.generation_config.num_assistant_tokens = length
         theirs.generation_config.num_assistant_tokens_schedule = "constant"
@@ -269,7 +262,7 @@ class Bench:
             ),
         ]
         if self.compiled:
-            static = loaded()
+            static = load_peer(place)
             static.forward = torch.compile(static.forward, fullgraph=True)
             decode = self.their(static, cache_implementation="static", max_length=None)
             ways.append(Way(f"{PEER}, compiled", True, decode))
@@ -309,7 +302,7 @@ class Bench:
             "distinct-3": distinct,
             "of text": fmean(distinct_n(text) for text in reference) if reference else "",
             "differ": sum(one != other for one, other in zip(way.outputs, plain, strict=True)),
-            "same until": fmean(map(shared_prefix, way.outputs, plain)),
+            "same until": fmean(map(matching_prefix, way.outputs, plain)),
             "of limit": middle / limit,
         }
 
@@ -320,10 +313,7 @@ class Bench:
         pairs = {
             "autoregressive_over_transformers": (PLAIN, PEER),
             "self_speculative_over_autoregressive": ("own self-speculative", PLAIN),
-            "self_speculative_over_transformers_early_exit": (
-                "own self-speculative",
-                "transformers assistant_early_exit",
-            ),
+            "self_speculative_over_transformers_early_exit": ("own self-speculative", early_exit),
         }
         if self.compiled:
             best = max(speculative, key=lambda name: timings[name].median)
@@ -342,23 +332,10 @@ class Bench:
 
         The bandwidth is that of a product of a matrix of as many bytes with a vector, the best of several.
         """
-        weights = sum(p.numel() for p in self.model.parameters()) * 4
+        weights = sum(p.numel() for p in self.model.parameters())
         if not self.model.tied:
-            weights -= self.model.model.embed_tokens.weight.numel() * 4  # one row of it is read
-        matrix = torch.ones(weights // 4 // 1024, 1024, device=self.prompts.device)
+            weights -= self.model.model.embed_tokens.weight.numel()  # one row of it is read
+        matrix = torch.ones(weights // 1024, 1024, device=self.prompts.device)
         vector = torch.ones(1024, device=self.prompts.device)
         best = min(timed(lambda: torch.mv(matrix, vector), self.prompts.is_cuda) for _ in range(30))
         return 1 / best
-
-
-def shared_prefix(one: list[int], other: list[int]) -> int:
-    """Tokens before the first that differs."""
-    return next((place for place, (a, b) in enumerate(zip(one, other, strict=True)) if a != b), len(one))
-
-
-def timed(work: Callable[[], Any], wait: bool = False) -> float:
-    started = time.perf_counter()
-    work()
-    if wait:
-        torch.cuda.synchronize()
-    return time.perf_counter() - started

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, SequentialSampler
 
 from edgetrain.bench.paused import Paused
+from edgetrain.bench.peer import load_peer
 from edgetrain.bench.results import show_rows, timing_rows
 from edgetrain.bench.side_by_side import Contender, measure, ratio
 from edgetrain.build import build
@@ -162,11 +163,7 @@ class Reporter(Callback):
 
 
 def their_model(weights: Path) -> nn.Module:
-    from transformers import AutoModelForCausalLM
-    from transformers.utils.logging import disable_progress_bar
-
-    disable_progress_bar()
-    model = AutoModelForCausalLM.from_pretrained(weights, local_files_only=True, attn_implementation="sdpa")
+    model = load_peer(weights)
     model.config.use_cache = False
     return model
 

@@ -46,8 +46,8 @@ def stream(trained: Any, prompt: str | None, **options: str | None) -> None:
         "generator": torch.Generator(device).manual_seed(number(options, "seed", int, 0)),
     }
     check_request(model, len(ids), count, request["temperature"])
+    settings = static_settings(options)  # before draft=auto measures for half a minute
     exit_layer, draft = drafting(trained, options)
-    settings = static_settings(options)
     if settings:
         decoder = static_decoder(model, len(ids) + count, exit_layer, draft, settings)
         tokens: Iterable[int] = decoder.stream(ids, count, **request)

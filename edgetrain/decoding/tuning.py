@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
 from statistics import fmean, median
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -104,11 +105,13 @@ def measure_costs(model: Llama, position: int) -> Costs:
 
 def seconds(work: Callable[[], Tensor], like: Tensor) -> float:
     """The median over REPEATS, after one that is not counted."""
-    times = []
-    for _ in range(REPEATS + 1):
-        started = time.perf_counter()
-        work()
-        if like.is_cuda:
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - started)
-    return median(times[1:])
+    return median([timed(work, like.is_cuda) for _ in range(REPEATS + 1)][1:])
+
+
+def timed(work: Callable[[], Any], wait: bool = False) -> float:
+    """Seconds of one call; wait: for the GPU too."""
+    started = time.perf_counter()
+    work()
+    if wait:
+        torch.cuda.synchronize()
+    return time.perf_counter() - started

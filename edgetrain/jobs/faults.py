@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 
 from edgetrain.build import Trained
+from edgetrain.checkpoint import kept_checkpoints
 from edgetrain.errors import UserError
 from edgetrain.folder import RunFolder
 
@@ -99,7 +100,7 @@ def check_disk(folder: RunFolder, trained: Trained) -> None:
     parameters = list(trained.model.parameters())
     weights = sum(weight.nbytes for weight in parameters)
     checkpoint = weights + 2 * sum(weight.nbytes for weight in parameters if weight.requires_grad)
-    there = sum(path.stat().st_size for path in folder.checkpoints.glob("*.ckpt"))
+    there = sum(path.stat().st_size for path in kept_checkpoints(folder))
     needed = max(0, 3 * checkpoint - there) + len(trained.config.export) * weights
     free = shutil.disk_usage(folder.path).free
     if free < needed:

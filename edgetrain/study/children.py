@@ -17,6 +17,7 @@ from collections import deque
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from edgetrain.checkpoint import kept_checkpoints
 from edgetrain.errors import Interrupted
 from edgetrain.folder import RunFolder
 from edgetrain.study.plan import Study
@@ -64,7 +65,7 @@ class Runner:
 
     def command(self) -> list[str]:
         """To go on from the last checkpoint, or from the start where there is none."""
-        if any(self.folder.checkpoints.glob("*.ckpt")):
+        if kept_checkpoints(self.folder):
             return [f"resume={self.folder.path}", *([f"trust=[{','.join(self.trust)}]"] if self.trust else [])]
         shutil.rmtree(self.folder.path, ignore_errors=True)
         place = str(self.folder.path).replace("'", r"\'")

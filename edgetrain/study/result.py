@@ -16,6 +16,7 @@ from edgetrain.folder import Row, RunFolder
 from edgetrain.report.figures import Point, bar_chart, line_chart
 from edgetrain.report.values import parsed
 from edgetrain.spread import interval_of_mean, spread
+from edgetrain.study.plan import Study
 
 USUAL = ("test/loss", "exits/loss_*", "*_per_s")  # shown beside the metrics of the claims
 
@@ -62,9 +63,8 @@ def summarise(config: Config, folder: RunFolder) -> None:
 
 def every_run(config: Config, folder: RunFolder) -> Iterable[tuple[str, int, RunFolder]]:
     """(variant, seed, folder) of every run, seed by seed; a lone variant bears the recipe's name."""
-    for seed in config.seeds:
-        for variant in config.variants or [None]:
-            yield variant or config.recipe, seed, folder.child(variant, seed)
+    for child in Study(config, []).children:
+        yield child.variant or config.recipe, child.seed, folder.child(child.variant, child.seed)
 
 
 def finished_arms(config: Config, folder: RunFolder) -> Arms:

@@ -1,11 +1,10 @@
 """The story of a study: its runs, then one table, the figures and the claims, in a run folder of its own."""
 
 import time
-from datetime import datetime
 
 import yaml
 
-from edgetrain.environment import describe
+from edgetrain.environment import describe, now
 from edgetrain.folder import RunFolder, write_atomic
 from edgetrain.run import report
 from edgetrain.study.children import run_children
@@ -31,7 +30,7 @@ def run_study(study: Study, folder: RunFolder) -> list[str]:
 
     failures = run_children(study, folder)
     if not failures:
-        environment["finished"] = datetime.now().astimezone().isoformat(timespec="seconds")
+        environment["finished"] = now()
     environment["wall_seconds"] = round(environment.get("wall_seconds", 0.0) + time.monotonic() - started, 1)
     folder.write_json("environment.json", environment)
     summarise(study.config, folder)

@@ -1,6 +1,5 @@
 """Decoding in fixed shapes gives the readable decoders' output, several prompts at once, compiled or not."""
 
-import copy
 import math
 from itertools import product
 
@@ -8,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from edgetrain.bench.self_speculative import with_identity_tail
 from edgetrain.decoding.autoregressive import generate
 from edgetrain.decoding.sampling import probabilities
 from edgetrain.decoding.self_speculative import SelfSpeculativeStats
@@ -38,14 +38,6 @@ def reference(model: Llama, prompts: list[Tensor], **options: object) -> list[li
     return [list(generate(model, prompt, NEW, **options)) for prompt in prompts]
 
 
-def identity_tail(model: Llama, exit_layer: int) -> Llama:
-    model = copy.deepcopy(model)
-    for layer in model.model.layers[exit_layer:]:
-        torch.nn.init.zeros_(layer.self_attn.o_proj.weight)
-        torch.nn.init.zeros_(layer.mlp.down_proj.weight)
-    return model
-
-
 def test_prompts_of_different_lengths_decode_together(small: Llama, prompts: list[Tensor]) -> None:
     decoder = StaticDecoder(small, batch=4)
     assert decoder.decode(prompts, NEW) == reference(small, prompts)
@@ -72,7 +64,7 @@ def test_self_speculation_does_not_change_the_output(
 def test_an_identity_tail_accepts_every_draft(
     small: Llama, prompts: list[Tensor], draft_length: int, draft_weights: str | None
 ) -> None:
-    model = identity_tail(small, 2)
+    model = with_identity_tail(small, 2)
     decoder = StaticSelfSpeculation(model, exit_layer=2, draft_length=draft_length, draft_weights=draft_weights)
     assert decoder.decode(prompts[:1], NEW) == reference(model, prompts[:1])
     rounds = math.ceil((NEW - 1) / (draft_length + 1))
@@ -110,7 +102,7 @@ def test_the_whole_context_can_be_filled(small: Llama) -> None:
 
 
 def test_an_identity_tail_accepts_every_sampled_draft(small: Llama, prompts: list[Tensor]) -> None:
-    decoder = StaticSelfSpeculation(identity_tail(small, 2), exit_layer=2, draft_length=3, batch=3)
+    decoder = StaticSelfSpeculation(with_identity_tail(small, 2), exit_layer=2, draft_length=3, batch=3)
     decoder.decode(prompts, NEW, temperature=0.5, generator=torch.Generator().manual_seed(3))
     assert decoder.stats.acceptance == 1.0  # p and q are one distribution, so min(1, p/q) is 1
 

@@ -1,11 +1,10 @@
 """The chosen exit layer and draft length are those that the measured costs and acceptances make fastest."""
 
-import copy
-
 import pytest
 import torch
 from torch import Tensor
 
+from edgetrain.bench.self_speculative import with_identity_tail
 from edgetrain.decoding.self_speculative import SelfSpeculation, layer_pass_bound
 from edgetrain.decoding.tuning import LONGEST_DRAFT, Costs, accepted_a_round, best_choice, measure_costs, tune
 from edgetrain.errors import UserError
@@ -56,10 +55,7 @@ def test_rounds_are_counted_as_the_decoder_counts_them(model: Llama, held_out: T
 
 
 def test_an_identity_tail_is_chosen_with_its_exit(model: Llama, held_out: Tensor) -> None:
-    model = copy.deepcopy(model)
-    for layer in model.model.layers[1:]:
-        torch.nn.init.zeros_(layer.self_attn.o_proj.weight)
-        torch.nn.init.zeros_(layer.mlp.down_proj.weight)
+    model = with_identity_tail(model, 1)
     prompts = held_out[:40].view(2, 20)
     assert set(accepted_a_round(model, prompts, 40, exit_layer=1)) == {LONGEST_DRAFT}
     choice = tune(model, prompts, 40, exit_layer=1)
