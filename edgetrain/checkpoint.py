@@ -1,5 +1,6 @@
 """Read weights and checkpoints from anywhere without running anything that is stored in them."""
 
+import json
 import os
 import pickle
 import re
@@ -134,7 +135,7 @@ def read_weights(source: str) -> dict[str, Tensor]:
 def load_weights(model: nn.Module, weights: dict[str, Tensor], source: str) -> None:
     """Copy weights into a model, strictly; a key may miss only where its tensor is tied to one that is there.
 
-    Raises UserError naming the first keys or shapes that do not fit.
+    Raises UserError naming the first keys or shapes that do not fit, and the two tensors that the model has as one.
     """
     own = model.state_dict()
     tied = {
@@ -151,9 +152,26 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor], source: str) -> N
         if names:
             raise UserError(
                 f"the weights of {source} do not fit this model: the file {what} {listing(names, 3)}; "
-                "use the model settings that it was made with"
+                f"use the model settings that it was made with{other_architecture(source)}"
+            )
+    held: dict[int, str] = {}
+    for key in weights:
+        twin = held.setdefault(own[key].data_ptr() or id(own[key]), key)
+        if not torch.equal(weights[key], weights[twin]):
+            raise UserError(
+                f"the weights of {source} do not fit this model: {twin} and {key} differ, and the model has one tensor "
+                "for both; set model.tied=false"
             )
     model.load_state_dict(weights, strict=False)
+
+
+def other_architecture(source: str) -> str:
+    """What a Hugging Face folder says it holds, to follow a sentence; empty where it is a Llama, or says nothing."""
+    try:
+        kind = json.loads((Path(source) / "config.json").read_text())["model_type"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+    return "" if kind in ("llama", "mobilellm") else f"; its config.json says {kind}, which is model=transformers here"
 
 
 def same(a: Tensor, b: Tensor) -> bool:

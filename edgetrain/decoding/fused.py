@@ -25,7 +25,7 @@ OVERSHOOT = 64  # positions after the context, where drafts that will be rejecte
 
 
 class StaticCache:
-    """Keys and values of some layers, for each a tensor [batch, kv_heads, length, head_dim]."""
+    """Keys and values of some slots, for each a tensor [batch, kv_heads, length, head_dim]."""
 
     def __init__(self, keys: list[Tensor], values: list[Tensor]) -> None:
         self.keys, self.values = keys, values
@@ -72,17 +72,27 @@ class FusedBlock(nn.Module):
         self.mlp_norm = Norm(block.post_attention_layernorm)
 
     def forward(
-        self, x: Tensor, places: tuple[Tensor, Tensor], rotary: tuple[Tensor, Tensor], mask: Tensor, cache: tuple
+        self,
+        x: Tensor,
+        places: tuple[Tensor, Tensor],
+        rotary: tuple[Tensor, Tensor],
+        mask: Tensor,
+        cache: tuple[Tensor, Tensor],
+        reuse: bool,
     ) -> Tensor:
-        """x [batch, n, dim]; places: row and position of each token; mask [batch, 1, n, length], 0 or -inf."""
+        """x [batch, n, dim]; places: row and position of each token; mask [batch, 1, n, length], 0 or -inf.
+
+        reuse: attend to what an earlier visit of this block has written.
+        """
         batch, n, _ = x.shape
         keys, values = cache
         heads = self.qkv(self.attention_norm(x)).view(batch, n, self.heads + 2 * self.kv_heads, self.head_dim)
         turned = rotate_halves(heads[:, :, : self.heads + self.kv_heads], rotary)
         q, k = turned.split([self.heads, self.kv_heads], dim=2)
-        rows, positions = places
-        keys[rows, :, positions] = k
-        values[rows, :, positions] = heads[:, :, self.heads + self.kv_heads :]
+        if not reuse:
+            rows, positions = places
+            keys[rows, :, positions] = k
+            values[rows, :, positions] = heads[:, :, self.heads + self.kv_heads :]
         x = x + self.out(self.attend(q, keys, values, mask))
         gate, up = self.gate_up(self.mlp_norm(x)).chunk(2, dim=-1)
         return x + self.down(F.silu(gate) * up)
@@ -119,6 +129,8 @@ class Norm(nn.Module):
 class FusedLlama(nn.Module):
     """The first `layers` layers of a model, and its head, for inference. Shares no storage with the model.
 
+    A block that is visited more than once is held once.
+
     weights: format of all products; activations are float32 with float32 weights, bfloat16 otherwise. Raises UserError
     for int8 on a device that has no such product.
     """
@@ -130,7 +142,9 @@ class FusedLlama(nn.Module):
             raise UserError(f"weights=int8 runs on cpu and cuda, not on {device.type}; use weights=bfloat16")
         self.activation = torch.float32 if weights == "float32" else torch.bfloat16
         self.context = model.context
-        self.blocks = nn.ModuleList(FusedBlock(block, weights) for block in model.model.layers[:layers])
+        self.visits = model.model.visits[:layers]
+        blocks = 1 + max(visit.block for visit in self.visits)  # every order begins with the first ones
+        self.blocks = nn.ModuleList(FusedBlock(block, weights) for block in model.model.layers[:blocks])
         self.norm = Norm(model.model.norm)
         self.lm_head = Product(model.lm_head.weight.detach(), weights)
         self.register_buffer("embedding", model.model.embed_tokens.weight.detach().to(self.activation))
@@ -141,12 +155,13 @@ class FusedLlama(nn.Module):
 
     @property
     def layers(self) -> int:
-        return len(self.blocks)
+        return len(self.visits)
 
     def new_cache(self, batch: int, length: int) -> StaticCache:
         block = self.blocks[0]
         shape = (batch, block.kv_heads, length, block.head_dim)
-        keys, values = ([self.embedding.new_zeros(shape) for _ in self.blocks] for _ in range(2))
+        slots = 1 + max(visit.slot for visit in self.visits)
+        keys, values = ([self.embedding.new_zeros(shape) for _ in range(slots)] for _ in range(2))
         return StaticCache(keys, values)
 
     def embed(self, tokens: Tensor) -> Tensor:
@@ -160,8 +175,9 @@ class FusedLlama(nn.Module):
         mask = torch.where(slots <= positions[:, :, None], 0.0, -math.inf)[:, None]
         rotary = (self.cosines[positions][:, :, None], self.sines[positions][:, :, None])
         places = (torch.arange(batch, device=x.device)[:, None], positions)
-        for index in range(first, last):
-            x = self.blocks[index](x, places, rotary, mask, (cache.keys[index], cache.values[index]))
+        for visit in self.visits[first:last]:
+            held = (cache.keys[visit.slot], cache.values[visit.slot])
+            x = self.blocks[visit.block](x, places, rotary, mask, held, visit.reuse)
         return x
 
     def head(self, x: Tensor) -> Tensor:

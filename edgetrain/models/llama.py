@@ -5,36 +5,61 @@ weights go both ways (`edgetrain.models.huggingface`). Notable choices:
 
 - the pieces that decoding needs are methods (`embed`, `run_layers`, `head`), so that a range of layers can run alone;
 - the KV cache is allocated once, for all layers, and written in place;
+- blocks may be visited more than once (`block_sharing`); a layer is a visit, and `layers` counts them;
 - rotary tables are buffers outside the state dict, in the half-split layout of Hugging Face's checkpoints.
 """
 
 import math
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edgetrain.errors import UserError
+from edgetrain.models.block_sharing import Visit, visit_order, visits
 from edgetrain.ops.rms_norm import rms_norm
 
 Rotary = tuple[Tensor, Tensor]  # cosines and sines, each [positions, head_dim]
 
 
 class KVCache:
-    """Keys and values of every layer, preallocated: two tensors [layers, batch, kv_heads, length, head_dim]."""
+    """Keys and values of every slot, preallocated: two tensors [slots, batch, kv_heads, length, head_dim]."""
 
-    def __init__(self, layers: int, batch: int, kv_heads: int, length: int, head_dim: int, like: Tensor) -> None:
-        shape = (layers, batch, kv_heads, length, head_dim)
+    def __init__(self, slots: int, batch: int, kv_heads: int, length: int, head_dim: int, like: Tensor) -> None:
+        shape = (slots, batch, kv_heads, length, head_dim)
         self.keys = like.new_zeros(shape)
         self.values = like.new_zeros(shape)
         self.length = length
 
-    def write(self, layer: int, start: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    def write(self, slot: int, start: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Store [batch, kv_heads, n, head_dim] at `start`; returns everything from position 0 to the last written."""
         stop = start + keys.shape[2]
-        self.keys[layer, :, :, start:stop] = keys
-        self.values[layer, :, :, start:stop] = values
-        return self.keys[layer, :, :, :stop], self.values[layer, :, :, :stop]
+        self.keys[slot, :, :, start:stop] = keys
+        self.values[slot, :, :, start:stop] = values
+        return self.read(slot, stop)
+
+    def read(self, slot: int, stop: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of positions 0 to stop - 1."""
+        return self.keys[slot, :, :, :stop], self.values[slot, :, :, :stop]
+
+
+class PassKeysValues:
+    """For `share_kv` without a cache: what this pass has computed, by slot, with its gradients."""
+
+    def __init__(self) -> None:
+        self.slots: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def write(self, slot: int, start: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        self.slots[slot] = keys, values
+        return keys, values
+
+    def read(self, slot: int, stop: int) -> tuple[Tensor, Tensor]:
+        return self.slots[slot]
+
+
+FIRST = Visit(0, 0)
+Cache = KVCache | PassKeysValues
 
 
 def rotate(x: Tensor, rotary: Rotary) -> Tensor:
@@ -63,15 +88,17 @@ class Attention(nn.Module):
         self.o_proj = nn.Linear(heads * self.head_dim, dim, bias=False)
 
     def forward(
-        self, x: Tensor, rotary: Rotary, mask: Tensor | None, cache: KVCache | None, layer: int, start: int
+        self, x: Tensor, rotary: Rotary, mask: Tensor | None, cache: Cache | None, visit: Visit, start: int
     ) -> Tensor:
         batch, n, _ = x.shape
-        q = self.q_proj(x).view(batch, n, self.heads, self.head_dim).transpose(1, 2)
-        k = self.k_proj(x).view(batch, n, self.kv_heads, self.head_dim).transpose(1, 2)
-        v = self.v_proj(x).view(batch, n, self.kv_heads, self.head_dim).transpose(1, 2)
-        q, k = rotate(q, rotary), rotate(k, rotary)
-        if cache is not None:
-            k, v = cache.write(layer, start, k, v)
+        q = rotate(self.q_proj(x).view(batch, n, self.heads, self.head_dim).transpose(1, 2), rotary)
+        if visit.reuse:
+            k, v = cache.read(visit.slot, start + n)
+        else:
+            k = rotate(self.k_proj(x).view(batch, n, self.kv_heads, self.head_dim).transpose(1, 2), rotary)
+            v = self.v_proj(x).view(batch, n, self.kv_heads, self.head_dim).transpose(1, 2)
+            if cache is not None:
+                k, v = cache.write(visit.slot, start, k, v)
         if cache is None and x.device.type == "cpu" and q.dtype == torch.bfloat16 and torch.is_grad_enabled():
             out = short_attention(q, k, v)
         else:
@@ -121,19 +148,25 @@ class Block(nn.Module):
         x: Tensor,
         rotary: Rotary,
         mask: Tensor | None = None,
-        cache: KVCache | None = None,
-        layer: int = 0,
+        cache: Cache | None = None,
+        visit: Visit = FIRST,
         start: int = 0,
     ) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), rotary, mask, cache, layer, start)
+        x = x + self.self_attn(self.input_layernorm(x), rotary, mask, cache, visit, start)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
 class Backbone(nn.Module):
-    """Everything below the head; called `model` in the state dict. Returns normalised states [batch, n, dim]."""
+    """Everything below the head; called `model` in the state dict. Returns normalised states [batch, n, dim].
 
-    def __init__(self, vocab_size: int, dim: int, blocks: list[Block], norm_eps: float, rotary: Rotary) -> None:
+    `layers` are the blocks, as in Hugging Face's models; `visits` are the layers as they run.
+    """
+
+    def __init__(
+        self, vocab_size: int, dim: int, blocks: list[Block], visits: tuple[Visit, ...], norm_eps: float, rotary: Rotary
+    ) -> None:
         super().__init__()
+        self.visits = visits
         self.embed_tokens = nn.Embedding(vocab_size, dim)
         self.layers = nn.ModuleList(blocks)
         self.norm = RMSNorm(dim, eps=norm_eps)
@@ -141,18 +174,23 @@ class Backbone(nn.Module):
         self.register_buffer("sines", rotary[1], persistent=False)
 
     def run_layers(self, x: Tensor, first: int, last: int, cache: KVCache | None = None, start: int = 0) -> Tensor:
-        """Layers first..last-1 on x [batch, n, dim], whose positions are start..start+n-1."""
+        """Layers first..last-1 on x [batch, n, dim], whose positions are start..start+n-1.
+
+        With `share_kv` and no cache, the first visits of all blocks must be among them.
+        """
         n = x.shape[1]
         rotary = (self.cosines[start : start + n], self.sines[start : start + n])
         mask = None
         if n > 1 and start > 0:  # SDPA's own causal mask is aligned to the first key, ours to the last
             mask = torch.ones(n, start + n, dtype=torch.bool, device=x.device).tril(start)
-        for index in range(first, last):
-            x = self.layers[index](x, rotary, mask, cache, index, start)
+        if cache is None and any(visit.reuse for visit in self.visits):
+            cache = PassKeysValues()
+        for visit in self.visits[first:last]:
+            x = self.layers[visit.block](x, rotary, mask, cache, visit, start)
         return x
 
     def forward(self, tokens: Tensor) -> Tensor:
-        return self.norm(self.run_layers(self.embed_tokens(tokens), 0, len(self.layers)))
+        return self.norm(self.run_layers(self.embed_tokens(tokens), 0, len(self.visits)))
 
 
 class Llama(nn.Module):
@@ -160,6 +198,9 @@ class Llama(nn.Module):
 
     dim: width of the residual stream; hidden_dim: inner width of SwiGLU; kv_heads: key-value heads, one for each
     heads/kv_heads query heads; context: longest sequence in tokens; tied: input and output embedding are one tensor.
+    layers: residual blocks; share, repeats: visit each of them `repeats` times in the order of `visit_order`, unless
+    share is none; share_kv: later visits of a block use the keys and values of its first (half the cache of two visits;
+    what facebookresearch/MobileLLM's published code computes, which gives both visits one cache index).
     Raises UserError when the head counts do not divide.
     """
 
@@ -175,6 +216,9 @@ class Llama(nn.Module):
         tied: bool = True,
         rope_theta: float = 10000.0,
         norm_eps: float = 1e-5,
+        share: Literal["none", "immediate", "repeat_all", "reverse"] = "none",
+        repeats: int = 2,
+        share_kv: bool = False,
     ) -> None:
         super().__init__()
         if dim % heads or heads % kv_heads or (dim // heads) % 2:
@@ -184,9 +228,11 @@ class Llama(nn.Module):
             )
         self.vocab_size, self.context, self.tied = vocab_size, context, tied
         self.rope_theta, self.norm_eps = rope_theta, norm_eps
+        self.share, self.repeats, self.share_kv = share, repeats, share_kv
         blocks = [Block(dim, heads, kv_heads, hidden_dim, norm_eps) for _ in range(layers)]
         rotary = rotary_tables(context, dim // heads, rope_theta)
-        self.model = Backbone(vocab_size, dim, blocks, norm_eps, rotary)
+        order = visits(visit_order(layers, share, repeats), share_kv)
+        self.model = Backbone(vocab_size, dim, blocks, order, norm_eps, rotary)
         self.lm_head = nn.Linear(dim, vocab_size, bias=False)
         self.reset_parameters()
         if tied:
@@ -201,7 +247,8 @@ class Llama(nn.Module):
 
     @property
     def layers(self) -> int:
-        return len(self.model.layers)
+        """Layers as they run: blocks times visits."""
+        return len(self.model.visits)
 
     def embed(self, tokens: Tensor) -> Tensor:
         return self.model.embed_tokens(tokens)
@@ -218,7 +265,8 @@ class Llama(nn.Module):
         attention = self.model.layers[0].self_attn
         length = self.context if length is None else length
         weight = attention.k_proj.weight
-        return KVCache(self.layers, batch, attention.kv_heads, length, attention.head_dim, weight)
+        slots = 1 + max(visit.slot for visit in self.model.visits)
+        return KVCache(slots, batch, attention.kv_heads, length, attention.head_dim, weight)
 
     def forward(self, tokens: Tensor) -> Tensor:
         return self.lm_head(self.model(tokens))
