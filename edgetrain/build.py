@@ -59,6 +59,7 @@ def build_trained(config: Config, plans: Plans | None = None) -> Trained:
     data.prepare_data()
     data.setup("fit")
     model = build(config.model)
+    check_vocabulary(model, data)
     if config.init_from and plans is None:
         source = find_source(config.init_from)
         load_weights(model, read_weights(source), source)
@@ -74,6 +75,17 @@ def build_trained(config: Config, plans: Plans | None = None) -> Trained:
     optimizer = factory(config.optimizer) if config.optimizer else None
     task = build(config.task, model=model, methods=list(methods.values()), optimizer=optimizer)
     return Trained(model, task, data, config, made)
+
+
+def check_vocabulary(model: nn.Module, data: Any) -> None:
+    """Raises UserError when a language model and its data have vocabularies of different sizes."""
+    rows = getattr(model, "vocab_size", None) or getattr(getattr(model, "config", None), "vocab_size", None)
+    tokens = getattr(data, "vocab_size", None)
+    if rows is not None and tokens is not None and rows != tokens:
+        raise UserError(
+            f"the model's token table has {rows} rows but data.vocab_size={tokens}; set data.vocab_size={rows} for the"
+            " model's own tokenizer, or build the model with model.vocab_size=${data.vocab_size}"
+        )
 
 
 def load_trained(folder: RunFolder, config: Config) -> Trained:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from edgetrain.errors import UserError, listing
 from edgetrain.folder import RunFolder
+from edgetrain.processes import is_first
 
 MODEL_PREFIX = "model."  # of the plain model's keys inside a task's state dict
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"  # a run's newest checkpoint, and the one before it
@@ -86,7 +87,7 @@ def resume_point(folder: RunFolder) -> tuple[Path | None, dict[str, Any]]:
         except DamagedCheckpoint:
             damaged.append(path)
             continue
-        for other in damaged:  # it must not become the previous one of the next that is written
+        for other in damaged if is_first() else ():  # it must not become the previous one of the next that is written
             other.rename(other.with_name(f"{other.name}.damaged"))
             print(
                 f"{other} is damaged; going on from the one before it, of step {state.get('global_step')}",

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from edgetrain.errors import Interrupted, UserError, listing, nearest
+from edgetrain.processes import has_to_speak, is_first, under_torchrun
 from edgetrain.signals import sigterm_raises
 
 HELP = """\
@@ -22,7 +23,14 @@ verbs
             variant=NAME seed=K                   one of a recipe's variants; variant=[a,b] seeds=[0,1] is a study:
                                                   a run of each, side by side in one report (parallel=2 at a time)
             resume=RUN [key=value]                go on from a run's last checkpoint, or with a study's other runs
+  sweep     recipe=NAME 'key=choice(a,b)' 'key=tag(log,interval(1e-4,1e-2))' [key=value] [out=DIR] [--smoke]
+                                                  the values with the lowest test loss, as a recipe that runs
+            ['seed=range(3)'] [trials=20] [parallel=1] [timeout=MINUTES] [pruner=median] [retrain=3]
+            [metric=test/loss] [direction=minimize|maximize] [storage=URL] [name=STUDY]
+            resume=SWEEP [trials=N]               go on; trials that ended stay
   eval      run=RUN [key=value]                   judge a trained model on held-out data
+            tasks=[boolq,...] [num_fewshot=N] [limit=N] [batch_size=8] [exit_layer=E] [include_path=DIR]
+                                                  or on tasks of lm-evaluation-harness; mobilellm_zero_shot: the paper's
   generate  run=RUN prompt=TEXT [tokens=128] [temperature=0] [exit_layer=E] [draft=D|auto] [seed=0]
             [weights=int8] [draft_weights=int8] [compiled=true]
   measure   run=RUN [measure=[exits,...]]         measure again, into the run's report
@@ -62,13 +70,16 @@ def main(arguments: list[str] | None = None) -> int:
         with sigterm_raises():
             return VERBS[name](arguments) or 0
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        if has_to_speak():
+            print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        if is_first():
+            print("interrupted", file=sys.stderr)
         return 130
     except Interrupted as error:
-        print(error, file=sys.stderr)
+        if is_first():
+            print(error, file=sys.stderr)
         return error.code
     except BrokenPipeError:  # `| head` closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -78,24 +89,40 @@ def main(arguments: list[str] | None = None) -> int:
 def run_verb(arguments: list[str]) -> int:
     smoke, overrides = take_flag(arguments, "--smoke")
     resume = take_value(overrides, "resume")
+    if resume and Path(resume, "sweep.json").is_file():
+        return sweep_verb(arguments)
     study, config, folder = resumed(resume, overrides) if resume else planned(overrides, smoke)
-    failures: list[str] = []
+    if study and under_torchrun():
+        raise UserError("a study starts the processes of its runs itself; start it without torchrun")
+
+    def work() -> list[str]:
+        if study:
+            from edgetrain.study.run import run_study
+
+            return run_study(study, folder)
+        from edgetrain.run import run
+
+        run(config, folder)
+        return []
+
+    return carried_out(work, folder)
+
+
+def carried_out(work: Callable[[], list[str]], folder) -> int:  # noqa: ANN001 - as for read_run
+    """Work that fills a folder and names what failed; returns the exit code. Says how to go on where it did not end."""
     try:
         with folder.locked():
-            if study:
-                from edgetrain.study.run import run_study
-
-                failures = run_study(study, folder)
-            else:
-                from edgetrain.run import run
-
-                run(config, folder)
+            failures = work()
     except (Interrupted, KeyboardInterrupt) as error:
+        if not is_first():
+            return 0  # all stopped together, and the first says so
         if not (folder.path / "config.yaml").is_file():
             raise  # there is nothing to resume yet
         stopped = error if isinstance(error, Interrupted) else Interrupted()
         print(f"{stopped}; resume with: python -m edgetrain resume={shown_path(folder.path)}", file=sys.stderr)
         return stopped.code
+    if not is_first():
+        return 0
     print_metrics(folder.read_json("metrics.json", {}))
     print(f"run folder  {shown_path(folder.path)}")
     for failure in failures:
@@ -103,6 +130,29 @@ def run_verb(arguments: list[str]) -> int:
     if failures:
         print(f"try them again with: python -m edgetrain resume={shown_path(folder.path)}", file=sys.stderr)
     return 1 if failures else 0
+
+
+def sweep_verb(arguments: list[str]) -> int:
+    from edgetrain.sweep.plan import plan_sweep
+
+    smoke, overrides = take_flag(arguments, "--smoke")
+    resume = take_value(overrides, "resume")
+    if under_torchrun():
+        raise UserError("a sweep starts the processes of its runs itself; start it without torchrun")
+    if resume:
+        from edgetrain.sweep.run import resumed_sweep, run_sweep
+
+        sweep, folder = resumed_sweep(resume, overrides)
+    else:
+        sweep = plan_sweep(overrides, smoke)
+        from edgetrain.folder import RunFolder
+        from edgetrain.sweep.ledger import check_storage
+        from edgetrain.sweep.run import run_sweep
+
+        check_storage(sweep)
+        folder = RunFolder.create(Path(sweep.config.recipe).stem, sweep.config.out)
+    code = carried_out(lambda: run_sweep(sweep, folder), folder)
+    return code or int(not folder.read_json("metrics.json", {}).get("trials_complete"))
 
 
 def planned(overrides: list[str], smoke: bool):  # noqa: ANN201 - as for read_run
@@ -131,7 +181,17 @@ def resumed(path: str, overrides: list[str]):  # noqa: ANN201
 
 
 def eval_verb(arguments: list[str]) -> None:
-    trained, _ = open_run(arguments)
+    tasks = take_value(arguments, "tasks")
+    names = ("num_fewshot", "limit", "batch_size", "exit_layer", "include_path") if tasks is not None else ()
+    options = {name: take_value(arguments, name) for name in names}
+    trained, folder = open_run(arguments)
+    if tasks is not None:
+        from edgetrain.evaluation.benchmarks import benchmark
+        from edgetrain.run import report
+
+        print_metrics(benchmark(trained, folder, tasks, **options))
+        report(trained.config, folder)
+        return
     trained.data.setup("test")
     held_out = trained.task.evaluate(trained.model, trained.data.test_dataloader())
     print_metrics({f"test/{name}": value for name, value in held_out.items()})
@@ -169,7 +229,13 @@ def report_verb(arguments: list[str]) -> None:
     if compared is not None:
         compare_runs(compared, arguments)
         return
+    trust = [text for text in arguments if text.startswith("trust=")]
     config, folder = read_run(arguments)
+    if folder.is_sweep:
+        from edgetrain.sweep.run import redraw, resumed_sweep
+
+        redraw(*resumed_sweep(str(folder.path), trust))
+        return
     from edgetrain.run import report
 
     if folder.is_study:
@@ -273,6 +339,7 @@ def doctor_verb(arguments: list[str]) -> int:
 
 VERBS: dict[str, Callable[[list[str]], int | None]] = {
     "run": run_verb,
+    "sweep": sweep_verb,
     "eval": eval_verb,
     "generate": generate_verb,
     "measure": measure_verb,

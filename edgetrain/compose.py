@@ -28,6 +28,7 @@ from edgetrain import recipes
 from edgetrain.annotations import fits
 from edgetrain.config import GROUPS, LIST_GROUPS, MISSING, Config, check_trust, defaults, find_problems, make
 from edgetrain.errors import UserError, listing, nearest
+from edgetrain.processes import is_first
 
 DEFAULT_RECIPE = "layerskip_llama"
 
@@ -91,9 +92,36 @@ def compose(
             raw, notices = small, small_notices
     if problems:
         raise UserError("\n".join(problems))
-    for notice in notices:
+    for notice in notices if is_first() else ():
         print(notice, file=sys.stderr)
     return make(raw)
+
+
+def as_recipe(overrides: list[str]) -> dict[str, Any]:
+    """The body of a recipe file that alone composes to what `recipe=NAME key=value ...` does, for one run of it.
+
+    Choices of groups stand under `defaults`, values in their places. The smoke list keeps what the overrides leave of
+    it; a study's keys, and claims that compare its variants, are left out. `~key` cannot be said in a file.
+    """
+    named, texts = _split(overrides, "recipe")
+    variant, texts = _split(texts, "variant")
+    source, command_line = _read(named or DEFAULT_RECIPE), _parse(texts)
+    plan = _settle(source, [_variant(source, variant), command_line])
+    for override in plan.values:
+        *path, last = override.key_or_group.split(".")
+        node = plan.body
+        for name in path:
+            node = node.setdefault(name, {})
+        value = override.value()
+        node[last] = node[last] | value if isinstance(value, dict) and isinstance(node.get(last), dict) else value
+    typed = {override.key_or_group for override in command_line} | {"seeds"}
+    smoke = _list_of_overrides(plan.body.get("smoke"))
+    kept = [one.input_line for one in smoke if not typed & {one.key_or_group, one.key_or_group.partition(".")[0]}]
+    claims = [claim for claim in plan.body.get("claims", []) if "variant" not in claim]
+    left_out = ("description", "variants", "seeds", "parallel", "study", "claims", "smoke")
+    body = {key: value for key, value in plan.body.items() if key not in left_out}
+    defaults = [{f"override /{group}": pick} for group, pick in plan.picks.items()]
+    return {"defaults": defaults} | body | ({"claims": claims} if claims else {}) | {"smoke": kept}
 
 
 # What was typed

@@ -33,7 +33,7 @@ RUNTIME = {
 
 # What a run folder or a checkpoint from elsewhere may name without trust=[package]: these rooms, which define what
 # recipes build, and library classes. The capital letter keeps out functions, and modules that a module imports.
-TRUSTED_ROOMS = r"edgetrain\.(jobs|xr|federated|privacy|export|decoding|tasks|methods|models|data)\."
+TRUSTED_ROOMS = r"edgetrain\.(jobs|xr|federated|privacy|evaluation|export|decoding|tasks|methods|models|data)\."
 TRUSTED = re.compile(
     r"torch\.optim\.(lr_scheduler\.)?[A-Z]\w*"
     r"|lightning(\.pytorch)?\.Trainer"

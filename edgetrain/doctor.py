@@ -20,6 +20,7 @@ REQUIRED = {  # module: distribution
     "timm": "timm",
     "peft": "peft",
     "matplotlib": "matplotlib",
+    "optuna": "optuna",
 }
 OPTIONAL = {  # module: (distribution, extra)
     "executorch": ("executorch", "deploy"),

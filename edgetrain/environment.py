@@ -10,7 +10,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("torch", "lightning", "hydra-core", "transformers", "datasets", "torchaudio", "flwr", "numpy")
+PACKAGES = ("torch", "lightning", "hydra-core", "transformers", "datasets", "torchaudio", "flwr", "optuna", "numpy")
 
 
 def command_line() -> str:

@@ -4,6 +4,7 @@
         config.yaml  environment.json  metrics.json  report.json  report.html  report.md
         tables/*.csv  figures/*.png  checkpoints/  logs/  export/<target>/
         study.json  runs/<variant>_seed<n>/  of a study: how to go on with it, and its runs, each a run folder
+        sweep.json  trials.journal  results.csv  best.yaml  runs/trial<n>_seed<n>/  of a sweep, likewise
 
 `report.json` is the ordered list of what the report shows. Whoever measures adds items to it (`add_table`,
 `add_figure`, `add_tokens`); the report draws them without knowing the subject.
@@ -25,11 +26,13 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from edgetrain.errors import UserError
+from edgetrain.processes import is_first
 
 Row = dict[str, Any]
 
 LOCK = ".lock"
 PART = ".part"  # ending of a file that is being written
+UNKNOWN = Path(os.devnull)  # no folder, so that whatever is written into it by mistake fails
 
 
 @contextmanager
@@ -77,8 +80,11 @@ class RunFolder:
     def create(cls, recipe: str, out: str | None = None) -> "RunFolder":
         """A new, empty folder: `out`, or outputs/<recipe>/<time>-<id>. Never overwrites.
 
+        Only the first process of a run makes one; the others are told its path when they have met (`jobs.processes`).
         Raises UserError when `out` holds files already or cannot be written.
         """
+        if not is_first():
+            return cls(UNKNOWN)
         path = Path(out) if out else _fresh(recipe)
         try:
             if path.exists() and (not path.is_dir() or any(entry.name != LOCK for entry in path.iterdir())):
@@ -105,8 +111,12 @@ class RunFolder:
     def locked(self) -> Iterator[None]:
         """Nobody else trains into this folder meanwhile. Raises UserError that names who does.
 
-        A POSIX record lock: it ends with its process, however that ends, and data workers do not inherit it.
+        A POSIX record lock: it ends with its process, however that ends, and data workers do not inherit it. The first
+        process of a run holds it for all of them.
         """
+        if not is_first():
+            yield
+            return
         try:
             file = (self.path / LOCK).open("ab+", buffering=0)
         except OSError as error:
@@ -142,7 +152,12 @@ class RunFolder:
 
     @property
     def is_study(self) -> bool:
-        return (self.path / "study.json").is_file()
+        """Whether it holds many runs; a sweep is a study too."""
+        return (self.path / "study.json").is_file() or self.is_sweep
+
+    @property
+    def is_sweep(self) -> bool:
+        return (self.path / "sweep.json").is_file()
 
     def child(self, variant: str | None, seed: int) -> "RunFolder":
         """Where a study's run of that variant and seed is, or will be; without a variant the name is the seed's."""

@@ -2,6 +2,7 @@
 
 import random
 import time
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,29 +17,27 @@ from edgetrain.errors import UserError
 from edgetrain.export.manifest import export_and_judge
 from edgetrain.folder import RunFolder, write_atomic
 from edgetrain.jobs.memory import out_of_memory
+from edgetrain.processes import is_first
 from edgetrain.report.page import write_report
 
 console = Console(stderr=True, highlight=False)
 
 
 def run(config: Config, folder: RunFolder) -> dict[str, float | int | str]:
-    """Carry out a checked config in a run folder, and return what was measured."""
+    """Carry out a checked config in a run folder, and return what was measured.
+
+    Of several processes the first does all that follows training; the others end with it, and return nothing.
+    """
     started = time.monotonic()
     random.seed(config.seed)
     np.random.seed(config.seed)
     torch.manual_seed(config.seed)
-    if config.resume:  # the first command stays the one that repeats the run
-        folder.remove_parts()
-        environment = folder.read_json("environment.json", {})
-        environment.pop("finished", None)
-        environment["resumed"] = [*environment.get("resumed", []), describe()]
-    else:
-        environment = describe() | {"seed": config.seed}
-        write_atomic(folder.path / "config.yaml", yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True))
-    folder.write_json("environment.json", environment)
+    environment = begin(config, folder) if is_first() else {}
 
     try:
         result = build(config.job).run(config, folder)
+        if not is_first():
+            return {}
         folder.update_metrics(result.metrics)
         for trained in result.models.values():
             measure(trained, folder)
@@ -54,6 +53,20 @@ def run(config: Config, folder: RunFolder) -> dict[str, float | int | str]:
     folder.write_json("environment.json", environment)
     report(config, folder)
     return folder.read_json("metrics.json", {})
+
+
+def begin(config: Config, folder: RunFolder) -> dict[str, Any]:
+    """Write what repeats the run into its folder. Returns what environment.json holds."""
+    if config.resume:  # the first command stays the one that repeats the run
+        folder.remove_parts()
+        environment = folder.read_json("environment.json", {})
+        environment.pop("finished", None)
+        environment["resumed"] = [*environment.get("resumed", []), describe()]
+    else:
+        environment = describe() | {"seed": config.seed}
+        write_atomic(folder.path / "config.yaml", yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True))
+    folder.write_json("environment.json", environment)
+    return environment
 
 
 def measure(trained: Trained, folder: RunFolder) -> None:

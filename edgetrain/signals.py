@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from edgetrain.errors import Interrupted
+from edgetrain.processes import is_first
 
 
 class Stop:
@@ -20,7 +21,8 @@ class Stop:
         again, self.number = bool(self.number), number
         if again or not self.patient:
             raise Interrupted(number)
-        os.write(2, b"\nstopping at the end of this step; once more stops at once\n")  # print may be under way
+        if is_first():
+            os.write(2, b"\nstopping at the end of this step; once more stops at once\n")  # print may be under way
 
     def listen(self, *numbers: int) -> None:
         """Handle these signals. Does nothing outside the main thread, where Python does not allow it."""

@@ -1,4 +1,4 @@
-"""What a few repeats of one number support: their mean, their deviation, and an interval for the mean."""
+"""What a few repeats of one number support: their mean, their deviation, an interval for the mean or for a share."""
 
 import math
 from collections.abc import Sequence
@@ -11,6 +11,7 @@ T95 = (
     *(2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086),
     *(2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042),
 )
+Z95 = 1.959964  # the normal distribution's
 
 
 class Spread(NamedTuple):
@@ -33,3 +34,10 @@ def interval_of_mean(values: Sequence[float]) -> tuple[float, float]:
     mean, deviation, n = spread(values)
     half = T95[min(n - 1, len(T95)) - 1] * deviation / math.sqrt(n)
     return mean - half, mean + half
+
+
+def wilson_interval(share: float, n: int) -> tuple[float, float]:
+    """The 95% interval of a share of n independent trials (Wilson 1927); within 0 to 1 and never empty."""
+    centre = (share + Z95**2 / (2 * n)) / (1 + Z95**2 / n)
+    half = Z95 / (1 + Z95**2 / n) * math.sqrt(share * (1 - share) / n + Z95**2 / (4 * n**2))
+    return 0.0 if share == 0 else centre - half, 1.0 if share == 1 else centre + half

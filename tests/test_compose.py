@@ -8,11 +8,12 @@ from typing import Any
 
 import hydra
 import pytest
+import yaml
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
 from edgetrain import recipes
-from edgetrain.compose import compose
+from edgetrain.compose import as_recipe, compose
 from edgetrain.config import Config
 from edgetrain.errors import UserError
 
@@ -275,6 +276,45 @@ def test_the_layers_are_recipe_variant_smoke_command_line(typed: Typed) -> None:
     assert typed("variant=v", "seed=4", smoke=True).seed == 4
 
 
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        ["model.width=9", "seed=5"],
+        ["data=audio", "model.vocab_size=3"],
+        ["data=audio", "data.limit=4", "model.vocab_size=3"],
+        ["data=long", "data.vocab_size=99"],
+        ["variant=wide"],
+        ["variant=audio", "data.path=y"],
+        ["method=[drop]", "method.drop.p=0.7"],
+        ["+method=[harder]"],
+        ["model.block={size: 7}"],
+        ["++data.extra={a: [1, b]}"],
+        ["data.name='x, y'"],
+    ],
+)
+def test_overrides_written_as_a_recipe_compose_to_the_same(typed: Typed, project: Path, overrides: list[str]) -> None:
+    body = as_recipe([f"recipe={project}/recipes/r.yaml", *overrides])
+    path = project / "recipes" / "copy.yaml"
+    path.write_text(yaml.safe_dump(body))
+    others = ("recipe", "description", "variant", "variants", "smoke")
+    copy, original = compose([f"recipe={path}"]).to_dict(), typed(*overrides).to_dict()
+    assert {k: v for k, v in copy.items() if k not in others} == {k: v for k, v in original.items() if k not in others}
+
+
+def test_a_written_recipe_leaves_out_what_smoke_would_take_back_and_what_makes_a_study(project: Path) -> None:
+    path = project / "recipes" / "r.yaml"
+    pair = "{effect: e, paper: p, metric: m, variant: wide, against: audio, above: 0}"
+    alone = "{effect: f, paper: p, metric: m, above: 0}"
+    path.write_text(RECIPE.replace("smoke: [", 'smoke: ["seeds=[0]", ') + f"seeds: [0, 1]\nclaims: [{pair}, {alone}]")
+    body = as_recipe([f"recipe={path}", "data.limit=7"])
+    assert body["smoke"] == ["method=[drop]"]
+    assert [claim["effect"] for claim in body["claims"]] == ["f"]
+    assert not {"variants", "seeds", "parallel", "study"} & body.keys()
+    assert as_recipe([f"recipe={path}", "data=audio"])["smoke"] == ["method=[drop]"]
+    assert as_recipe([f"recipe={path}", "method=[prune]"])["smoke"] == ["data.limit=2"]
+
+
 def test_a_variant_that_swaps_a_group_drops_too(typed: Typed) -> None:
     assert typed("variant=audio").data == {"_target_": "composed.Other", "path": "x"}
 
@@ -377,7 +417,7 @@ def test_composing_imports_nothing_heavy(project: Path) -> None:
         (project / name).write_text(text)
     script = f"""
 import sys
-from edgetrain.compose import compose
+from edgetrain.compose import as_recipe, compose
 assert compose(["recipe={project}/recipes/r.yaml"]).optimizer["lr"] == 1e-3
 assert not {{"torch", "lightning", "transformers", "datasets", "numpy"}} & sys.modules.keys()
 """

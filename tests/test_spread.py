@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from edgetrain.spread import T95, interval_of_mean, spread
+from edgetrain.spread import T95, Z95, interval_of_mean, spread, wilson_interval
 
 
 def within(t: float, degrees: int) -> float:
@@ -43,3 +43,16 @@ def test_the_interval_of_two_numbers_by_hand() -> None:
 def test_many_numbers_take_the_widest_factor_of_the_table() -> None:
     low, high = interval_of_mean([-1.0, 1.0] * 50)
     assert (high - low) / 2 == pytest.approx(2.042 * math.sqrt(100 / 99) / 10)
+
+
+def test_wilson_interval_of_a_published_case() -> None:
+    """Newcombe 1998 (Statistics in Medicine 17, table I): 81 of 263 has 0.2553 to 0.3662; 0 of 20, 0 to 0.1611."""
+    assert wilson_interval(81 / 263, 263) == (pytest.approx(0.2553, abs=5e-5), pytest.approx(0.3662, abs=5e-5))
+    assert wilson_interval(0.0, 20) == (0.0, pytest.approx(0.1611, abs=5e-5))
+    assert wilson_interval(0.0, 6)[0] == 0.0 and wilson_interval(1.0, 6)[1] == 1.0  # to the last bit
+
+
+def test_the_ends_of_a_wilson_interval_are_where_the_share_is_just_rejected() -> None:
+    """Its definition: |share - end| = z * sqrt(end (1 - end) / n)."""
+    for end in wilson_interval(3 / 7, 7):
+        assert abs(3 / 7 - end) == pytest.approx(Z95 * math.sqrt(end * (1 - end) / 7))

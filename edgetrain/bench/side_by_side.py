@@ -95,12 +95,18 @@ class Ratio:
 
 
 def measure(
-    contenders: Sequence[Contender], repeats: int = 7, warmup: int = 1, device: str = "cpu", threads: int | None = None
+    contenders: Sequence[Contender],
+    repeats: int = 7,
+    warmup: int = 1,
+    device: str = "cpu",
+    threads: int | None = None,
+    minutes: float | None = None,
 ) -> list[Timing]:
     """A timing for every contender, in their order; the garbage collector rests while one is timed.
 
     warmup: rounds that are not counted; device: "cuda" waits for the device before and after each repeat;
-    threads: that the contenders compute on, torch's own number by default.
+    threads: that the contenders compute on, torch's own number by default; minutes: no round begins that would end
+    after so many, by the longest so far, except the first counted one.
     """
     import torch
 
@@ -108,12 +114,18 @@ def measure(
     threads = torch.get_num_threads() if threads is None else threads
     timings = [Timing(contender.name, usable_cores(), threads) for contender in contenders]
     pairs = list(zip(contenders, timings, strict=True))
+    begun = time.perf_counter()
     for _ in range(warmup):
         for contender in contenders:
             contender.run()
+    longest = 0.0
     for turn in range(repeats):
+        started = time.perf_counter()
+        if turn and minutes is not None and started + longest > begun + 60 * minutes:
+            break
         for contender, timing in pairs if turn % 2 == 0 else reversed(pairs):
             _timed(contender, timing, wait)
+        longest = max(longest, time.perf_counter() - started)
     return timings
 
 

@@ -3,13 +3,16 @@
 A split that the set lacks is cut from train by a hash of each document (5 %), never by position: the end of a file is
 often unlike its beginning. Documents that an earlier split holds too are dropped from the later one, so that held-out
 text never enters training.
+
+The documents themselves stay on the disk. In memory is a key of 8 bytes each, and at most 50 bytes each while the
+splits are made: 5 GB for 100 million. Two documents count as the same when 64 bits of their sha256 agree.
 """
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import Any
 
+import numpy as np
 from datasets import Dataset
 
 HELD_OUT = ("validation", "test")
@@ -19,20 +22,24 @@ SECTION = 4096  # characters
 
 
 @dataclass(frozen=True)
-class Split:
-    """Documents of one split in order, each with its sha256; `bytes` counts them as UTF-8.
+class Contents:
+    """What is known of a split's documents, in order.
 
-    dropped: documents left out because an earlier split holds them.
+    keys: the first 8 bytes of each one's sha256, uint64 [documents]; bytes: of them all as UTF-8; sha256: of all their
+    sha256; dropped: documents left out because an earlier split holds them.
     """
 
-    texts: Dataset
-    digests: list[bytes]
+    keys: np.ndarray
     bytes: int
+    sha256: str
     dropped: int = 0
 
-    @property
-    def sha256(self) -> str:
-        return sha256(b"".join(self.digests)).hexdigest()
+
+@dataclass(frozen=True)
+class Split(Contents):
+    """A split whose documents are at hand, as the column "text"."""
+
+    texts: Dataset = None
 
     def batches(self) -> Iterator[list[str]]:
         """The documents, some hundred at a time."""
@@ -48,13 +55,11 @@ def disjoint_splits(given: dict[str, Dataset], limit: int | None) -> dict[str, S
     train = given["train"]
     missing = [name for name in HELD_OUT if name not in given]
     if missing and len(train) < FEW_DOCUMENTS:
-        train = Dataset.from_dict(
-            {"text": [part for batch in text_batches(train) for text in batch for part in sections(text)]}
-        )
+        train = train.map(_divided, batched=True, batch_size=1)  # through a file where the set is one
     cut = _cut(train, missing) if missing else {}
 
     splits: dict[str, Split] = {}
-    seen: set[bytes] = set()
+    seen = np.array([], dtype=np.uint64)
     for name in ("train", *HELD_OUT):
         texts = train if name == "train" or name in missing else given[name]
         if name in cut:
@@ -62,7 +67,7 @@ def disjoint_splits(given: dict[str, Dataset], limit: int | None) -> dict[str, S
         if limit is not None:
             texts = texts.select(range(min(limit, len(texts))))
         splits[name] = _distinct(texts, seen)
-        seen.update(splits[name].digests)
+        seen = np.union1d(seen, splits[name].keys)
     return splits
 
 
@@ -80,31 +85,61 @@ def sections(text: str) -> Iterable[str]:
         yield "".join(piece)
 
 
-def _cut(train: Dataset, missing: list[str]) -> dict[str, list[int]]:
+def drawn_split(digest: bytes) -> str:
+    """The split that a hash draws: validation and test with SHARE each, else train."""
+    draw = int.from_bytes(digest[:4]) / 2**32
+    # Each split has its own band, so that adding a validation file leaves the cut of test as it was.
+    return HELD_OUT[int(draw / SHARE)] if draw < SHARE * len(HELD_OUT) else "train"
+
+
+def _divided(batch: dict[str, list[str]]) -> dict[str, list[str]]:
+    return {"text": [part for text in batch["text"] for part in sections(text or "")]}
+
+
+def _cut(train: Dataset, missing: list[str]) -> dict[str, np.ndarray]:
     """Indices into `train` of the documents of each missing split and of what remains for train."""
-    indices: dict[str, list[int]] = {"train": [], **{name: [] for name in missing}}
-    texts = (text for batch in text_batches(train) for text in batch)
-    for index, text in enumerate(texts):
-        draw = int.from_bytes(sha256(f"{index}:{text}".encode()).digest()[:4]) / 2**32
-        # Each split has its own band, so that adding a validation file leaves the cut of test as it was.
-        name = HELD_OUT[int(draw / SHARE)] if draw < SHARE * len(HELD_OUT) else "train"
-        indices[name if name in indices else "train"].append(index)
-    return indices
+    names = ["train", *missing]
+    places = np.zeros(len(train), dtype=np.uint8)  # of each document's split in `names`
+    for index, text in enumerate(text for batch in text_batches(train) for text in batch):
+        name = drawn_split(sha256(f"{index}:{text}".encode()).digest())
+        places[index] = names.index(name) if name in missing else 0
+    return {name: np.flatnonzero(places == place) for place, name in enumerate(names)}
 
 
-def _distinct(texts: Dataset, seen: set[bytes]) -> Split:
-    """The documents that hold any text and are not in `seen`."""
-    kept: list[int] = []
-    digests: list[bytes] = []
-    size = dropped = 0
-    documents: Iterator[Any] = (text for batch in text_batches(texts) for text in batch)
-    for index, text in enumerate(documents):
-        content = (text or "").encode()
-        digest = sha256(content).digest()
-        if digest in seen:
-            dropped += 1
-        elif content:
-            kept.append(index)
-            digests.append(digest)
-            size += len(content)
-    return Split(texts if len(kept) == len(texts) else texts.select(kept), digests, size, dropped)
+def _distinct(texts: Dataset, seen: np.ndarray) -> Split:
+    """The documents that hold any text and whose keys are not in `seen`, which is sorted."""
+    keys = np.zeros(len(texts), dtype=np.uint64)
+    kept = np.zeros(len(texts), dtype=bool)
+    every = sha256()
+    begin = size = dropped = 0
+    for batch in text_batches(texts):
+        contents = [(text or "").encode() for text in batch]
+        digests = digests_of(contents)
+        found = keys_of(digests)
+        known = held(found, seen)
+        for index, (content, digest) in enumerate(zip(contents, digests, strict=True)):
+            if known[index]:
+                dropped += 1
+            elif content:
+                kept[begin + index] = True
+                every.update(digest)
+                size += len(content)
+        keys[begin : begin + len(batch)] = found
+        begin += len(batch)
+    texts = texts if kept.all() else texts.select(np.flatnonzero(kept))
+    return Split(keys[kept], size, every.hexdigest(), dropped, texts)
+
+
+def digests_of(contents: Iterable[bytes]) -> list[bytes]:
+    return [sha256(content).digest() for content in contents]
+
+
+def keys_of(digests: Iterable[bytes]) -> np.ndarray:
+    """The first 8 bytes of each digest: uint64 [documents]."""
+    return np.frombuffer(b"".join(digest[:8] for digest in digests), dtype=np.uint64)
+
+
+def held(keys: np.ndarray, among: np.ndarray) -> np.ndarray:
+    """Whether each key is one of `among`, which is sorted: bool [keys]. Costs a binary search a key."""
+    places = np.searchsorted(among, keys)
+    return places < np.searchsorted(among, keys, side="right")

@@ -18,6 +18,11 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from edgetrain.errors import UserError
 
 
+def world_and_rank() -> tuple[int, int]:
+    """The number of training processes and which of them this is."""
+    return (get_world_size(), get_rank()) if is_available() and is_initialized() else (1, 0)
+
+
 class SeededSampler(DistributedSampler):
     """A permutation of the samples from (seed, epoch); process `rank` of `world` takes every world-th of it.
 
@@ -26,8 +31,7 @@ class SeededSampler(DistributedSampler):
     """
 
     def __init__(self, samples: Sized, seed: int) -> None:
-        distributed = is_available() and is_initialized()
-        world, rank = (get_world_size(), get_rank()) if distributed else (1, 0)
+        world, rank = world_and_rank()
         if len(samples) < world:
             raise UserError(
                 f"{len(samples)} training samples cannot feed {world} processes; use fewer devices or more data"
@@ -43,7 +47,8 @@ class SeededSampler(DistributedSampler):
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
         order = torch.randperm(len(self.dataset), generator=generator)
         mine = order[self.rank :: self.num_replicas][: self.num_samples]
-        return iter(mine[self.start :].tolist())
+        # Part by part: a list of them all would take five times the memory of the tensor.
+        return (sample for part in mine[self.start :].split(2**16) for sample in part.tolist())
 
 
 class ResumableLoader(DataLoader):

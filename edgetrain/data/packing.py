@@ -21,6 +21,8 @@ from transformers import PreTrainedTokenizerFast
 
 from edgetrain.errors import UserError
 
+PART = 2**24  # tokens of a stream that are looked at together
+
 
 def cache_folder() -> Path:
     """Where tokenizers and packed streams are kept; every file in it can be made again.
@@ -42,8 +44,14 @@ def token_dtype(vocab_size: int) -> np.dtype:
     return np.min_scalar_type(vocab_size - 1)
 
 
-def pack(texts: Iterable[list[str]], tokenizer: PreTrainedTokenizerFast, dtype: np.dtype, path: Path) -> np.ndarray:
-    """The memory-mapped stream at `path`, written first where there is none.
+def encode(texts: list[str], tokenizer: PreTrainedTokenizerFast, dtype: np.dtype) -> list[np.ndarray]:
+    """Tokens of each document and its end of text; on every core, where TOKENIZERS_PARALLELISM does not forbid it."""
+    encodings = tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+    return [np.array([*encoding.ids, tokenizer.eos_token_id], dtype=dtype) for encoding in encodings]
+
+
+def pack(documents: Iterable[np.ndarray], dtype: np.dtype, path: Path) -> np.ndarray:
+    """The memory-mapped stream of all documents' tokens at `path`, written first where there is none.
 
     The file appears whole or not at all; of two processes that make the same one, the last replaces the first by
     the same bytes. Raises UserError when it cannot be written.
@@ -54,7 +62,7 @@ def pack(texts: Iterable[list[str]], tokenizer: PreTrainedTokenizerFast, dtype: 
             path.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
                 temporary = Path(file.name)
-                _write_stream(file, texts, tokenizer, dtype)
+                _write_stream(file, documents, dtype)
             temporary.chmod(0o644)  # a cache may be shared by users
             temporary.replace(path)
         except OSError as error:
@@ -67,10 +75,8 @@ def pack(texts: Iterable[list[str]], tokenizer: PreTrainedTokenizerFast, dtype: 
     return np.load(path, mmap_mode="r")
 
 
-def _write_stream(
-    file: BinaryIO, texts: Iterable[list[str]], tokenizer: PreTrainedTokenizerFast, dtype: np.dtype
-) -> None:
-    """Tokens as a .npy file, batch by batch, never all in memory."""
+def _write_stream(file: BinaryIO, documents: Iterable[np.ndarray], dtype: np.dtype) -> None:
+    """Tokens as a .npy file, document by document, never all in memory."""
 
     def write_header(tokens: int) -> None:
         # numpy pads the header for a growing first axis, so the length known at the end fits into the same bytes.
@@ -79,11 +85,9 @@ def _write_stream(
 
     write_header(0)
     total = 0
-    for batch in texts:
-        for encoding in tokenizer.backend_tokenizer.encode_batch_fast(batch, add_special_tokens=False):
-            ids = np.array([*encoding.ids, tokenizer.eos_token_id], dtype=dtype)
-            file.write(ids.tobytes())
-            total += len(ids)
+    for tokens in documents:
+        file.write(tokens.tobytes())
+        total += len(tokens)
     file.seek(0)
     write_header(total)
 
@@ -103,9 +107,16 @@ class Windows(Dataset):
         return torch.from_numpy(self.stream[start : start + self.context + 1].astype(np.int64))
 
 
+def document_ends(stream: np.ndarray, eos_id: int) -> np.ndarray:
+    """Where each document's end of text stands: int64 [documents]."""
+    begins = range(0, len(stream), PART)
+    parts = [begin + np.flatnonzero(stream[begin : begin + PART] == eos_id) for begin in begins]
+    return np.concatenate([np.array([], np.int64), *parts])
+
+
 def document_lengths(stream: np.ndarray, eos_id: int) -> np.ndarray:
     """Tokens of each document of a stream, its end of text left out: int64 [documents]."""
-    return np.diff(np.flatnonzero(stream == eos_id), prepend=-1) - 1
+    return np.diff(document_ends(stream, eos_id), prepend=-1) - 1
 
 
 def spaced_windows(stream: np.ndarray, eos_id: int, count: int, size: int) -> Tensor:
@@ -114,8 +125,8 @@ def spaced_windows(stream: np.ndarray, eos_id: int, count: int, size: int) -> Te
     They lie within single documents, end of text excluded, where any document is that long, else anywhere. Raises
     ValueError when the stream itself is shorter than `size`.
     """
-    ends = np.flatnonzero(stream == eos_id)  # position of each document's end of text
-    begins = np.concatenate([[0], ends[:-1] + 1])
+    ends = document_ends(stream, eos_id)
+    begins = np.concatenate([[0], ends + 1])[: len(ends)]
     rooms = np.maximum(ends - begins - size + 1, 0)  # starts that keep the window inside the document
     if rooms.sum() == 0:
         begins, rooms = np.array([0]), np.array([max(0, len(stream) - size + 1)])

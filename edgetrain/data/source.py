@@ -1,14 +1,21 @@
-"""Finds a text set by name and reads its splits through `datasets.load_dataset`.
+"""Finds a text set by name and reads its splits through `datasets.load_dataset`, at once or as a stream of tables.
 
 A relative name is looked for as $EDGETRAIN_DATA/<name>, then as a local path, then on the Hugging Face hub
 (`owner/name`, or `owner/name:configuration` for a set that has several).
 """
 
+import codecs
 import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from hashlib import sha256
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import datasets
-from datasets import Dataset, DatasetDict, load_dataset
+import pyarrow as pa
+from datasets import Dataset, IterableDataset, load_dataset
 from datasets.exceptions import DatasetsError
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
@@ -17,26 +24,94 @@ from edgetrain.errors import UserError, listing, nearest
 
 BUILDERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv", ".tsv": "csv"}  # others: text
 TEXT_SUFFIXES = {".txt", ".json", ".jsonl", ".csv", ".tsv"}
+COMPRESSED = {".gz", ".bz2", ".xz", ".zst"}
+TEXT = ("string", "large_string")  # arrow types
+READING = (OSError, ValueError, DatasetsError, pa.ArrowException)  # what a set that cannot be read raises
 PROBE_SECONDS = 5.0
+LARGEST_TEXT = 2**28  # bytes; a plain text file is one document, which a stream holds in memory
 
 
 def read_splits(path: str, column: str) -> dict[str, Dataset]:
+    """As `text_splits`. Raises UserError, naming `path`, also when the set lacks a train split."""
+    splits = text_splits(path, column)
+    _check_train(splits, path)
+    return splits
+
+
+def text_splits(path: str, column: str) -> dict[str, Dataset]:
     """Each split of the set as a dataset with the one column "text".
 
     Raises UserError, naming `path`, when nothing readable is there, when the text is not UTF-8, and when the set lacks
-    a train split or the column.
+    the column.
     """
     local = find_local(path)
     try:
         loaded = _load_local(local) if local else _load_hub(path)
-        splits = {name: _only_text(split, path, column) for name, split in loaded.items()}
-    except (OSError, ValueError, DatasetsError) as error:
+        return {name: _only_text(split, path, column) for name, split in loaded.items()}
+    except READING as error:
         raise UserError(f"data.path={path}{_reason(error, local)}") from error
+
+
+@dataclass(frozen=True)
+class Stream:
+    """One split, read table by table: never whole in memory, never copied to disk.
+
+    files: what it is read from; a file is read from its beginning. fingerprint: of the names and sizes of the set's
+    files, or its commit on the hub. version: the same and the times of the files, for what is cached.
+    """
+
+    rows: IterableDataset
+    path: str
+    local: Path | None
+    fingerprint: str
+    version: str
+
+    @property
+    def files(self) -> int:
+        return self.rows.num_shards
+
+    def tables(self, file: int, rows: int, first: int = 0) -> Iterator[pa.Table]:
+        """The one column of a file in tables of `rows` rows, from table `first` on.
+
+        Raises UserError that names the set when the file cannot be read.
+        """
+        try:
+            for table in islice(self.rows.shard(self.files, file).iter(rows), first, None):
+                table.validate(full=True)  # JSON is not checked for UTF-8 on reading
+                yield table
+        except READING as error:
+            raise UserError(f"data.path={self.path}{_reason(error, self.local)}") from error
+
+
+def read_streams(path: str, column: str, types: tuple[str, ...]) -> dict[str, Stream]:
+    """Each split of the set as a stream of its one column, which is of one of the arrow `types`.
+
+    Raises UserError as `read_splits` does, and for a plain text file too large to be one document.
+    """
+    local = find_local(path)
+    try:
+        loaded = _load_local(local, streaming=True) if local else _load_hub(path, streaming=True)
+        rows = {name: _one_column(split, path, column, types) for name, split in loaded.items()}
+        prints = [_fingerprint(path, local, times) for times in (False, True)]
+    except READING as error:
+        raise UserError(f"data.path={path}{_reason(error, local)}") from error
+    _check_train(rows, path)
+    return {name: Stream(split, path, local, *prints) for name, split in rows.items()}
+
+
+def _check_train(splits: dict[str, Any], path: str) -> None:
     if "train" not in splits:
         raise UserError(
             f"data.path={path} has no train split, only {listing(splits)}; name a file train.*, or give one file"
         )
-    return splits
+
+
+def _fingerprint(path: str, local: Path | None, times: bool) -> str:
+    if local is None:
+        return str(HfApi().dataset_info(path.partition(":")[0], timeout=PROBE_SECONDS).sha)
+    files = [(str(file.relative_to(local)), file.stat()) for file in _files(local)]
+    rows = [(name, stat.st_size, stat.st_mtime_ns if times else 0) for name, stat in files]
+    return sha256(repr(rows).encode()).hexdigest()
 
 
 def find_local(path: str) -> Path | None:
@@ -56,18 +131,33 @@ def find_local(path: str) -> Path | None:
     return found
 
 
-def _load_local(path: Path) -> DatasetDict:
-    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
-    plain = not any(file.suffix in BUILDERS for file in files)
-    options = {"sample_by": "document"} if plain else {}  # a text file is one document, not one a line
+def _files(path: Path) -> list[Path]:
+    return [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+
+
+def _suffix(file: Path) -> str:
+    """What kind of file it is, compressed or not: .jsonl of a.jsonl.gz."""
+    return Path(file.stem).suffix if file.suffix in COMPRESSED else file.suffix
+
+
+def _load_local(path: Path, **options: Any) -> dict[str, Any]:
+    files = _files(path)
+    if not any(_suffix(file) in BUILDERS for file in files):
+        options["sample_by"] = "document"  # a text file is one document, not one a line
+        large = [file for file in files if options.get("streaming") and file.stat().st_size > LARGEST_TEXT]
+        if large:
+            raise UserError(
+                f"data.path={path}: {large[0]} is plain text, which is one document, and larger than a stream holds in"
+                f" memory ({LARGEST_TEXT // 2**20} MiB); split it into files, or write a document a line of jsonl"
+            )
     if path.is_dir():
         return load_dataset(str(path), **options)
-    if path.suffix == ".tsv":
+    if _suffix(path) == ".tsv":
         options["sep"] = "\t"
-    return load_dataset(BUILDERS.get(path.suffix, "text"), data_files=str(path), **options)
+    return load_dataset(BUILDERS.get(_suffix(path), "text"), data_files=str(path), **options)
 
 
-def _load_hub(path: str) -> DatasetDict:
+def _load_hub(path: str, **options: Any) -> dict[str, Any]:
     name, _, configuration = path.partition(":")
     try:
         HfApi().dataset_info(name, timeout=PROBE_SECONDS)
@@ -85,31 +175,42 @@ def _load_hub(path: str) -> DatasetDict:
                 f"data.path={path} is not a local file or folder, and the Hugging Face hub cannot be reached;"
                 " check the spelling or the network, or set EDGETRAIN_DATA to the folder that holds it"
             ) from error
-    return load_dataset(name, configuration or None)
+    return load_dataset(name, configuration or None, **options)
 
 
 def _only_text(split: Dataset, path: str, column: str) -> Dataset:
-    columns = split.column_names
-    if column not in columns:
-        raise UserError(
-            f"data.column={column} is not in data.path={path}{nearest(column, columns)};"
-            f" its columns are {listing(columns)}"
-        )
-    kind = getattr(split.features[column], "dtype", "nested")
-    if kind not in ("string", "large_string"):
-        raise UserError(
-            f"data.column={column} of data.path={path} holds {kind}, not text; its columns are {listing(columns)}"
-        )
+    _check_column(split.features, path, column, TEXT)
     split = split.select_columns([column])
     split.data.column(column).validate(full=True)  # JSON is not checked for UTF-8 on reading
     return split if column == "text" else split.rename_column(column, "text")
 
 
+def _one_column(split: IterableDataset, path: str, column: str, types: tuple[str, ...]) -> IterableDataset:
+    features = split.features or datasets.Features.from_arrow_schema(
+        next(split.with_format("arrow").iter(1)).schema  # a format that says its columns only when it is read
+    )
+    _check_column(features, path, column, types)
+    return split.select_columns([column]).with_format("arrow")
+
+
+def _check_column(features: datasets.Features, path: str, column: str, types: tuple[str, ...]) -> None:
+    if column not in features:
+        raise UserError(
+            f"data.column={column} is not in data.path={path}{nearest(column, features)};"
+            f" its columns are {listing(features)}"
+        )
+    kind = str(features.arrow_schema.field(column).type)
+    if kind not in types:
+        wanted = "text" if types == TEXT else "lists of token ids"
+        raise UserError(
+            f"data.column={column} of data.path={path} holds {kind}, not {wanted}; its columns are {listing(features)}"
+        )
+
+
 def _reason(error: BaseException, local: Path | None) -> str:
     """What is wrong with a set that cannot be read, to follow its name: a file that is not UTF-8, else the cause."""
-    files = [] if local is None else [local] if local.is_file() else sorted(local.rglob("*"))
-    for file in files:
-        if file.suffix in TEXT_SUFFIXES and file.is_file() and not _is_utf8(file):
+    for file in _files(local) if local else ():
+        if file.suffix in TEXT_SUFFIXES and not _is_utf8(file):
             return f": {file} is not UTF-8 text; convert it, for example with iconv"
     while (deeper := error.__cause__ or error.__context__) is not None:
         error = deeper
@@ -118,8 +219,12 @@ def _reason(error: BaseException, local: Path | None) -> str:
 
 
 def _is_utf8(file: Path) -> bool:
+    decoder = codecs.getincrementaldecoder("utf-8")()
     try:
-        file.read_bytes().decode()
+        with file.open("rb") as content:
+            while block := content.read(2**20):
+                decoder.decode(block)
+            decoder.decode(b"", final=True)
     except UnicodeDecodeError:
         return False
     return True

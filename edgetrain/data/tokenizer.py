@@ -68,7 +68,7 @@ def load_tokenizer(folder: str, vocab_size: int) -> PreTrainedTokenizerFast:
         raise UserError(f"{where} has no tokenizer.json; save its fast version there with save_pretrained")
     if tokenizer.eos_token_id is None:
         raise UserError(f"{where} has no end-of-text token; set eos_token in its tokenizer_config.json")
-    size = len(tokenizer)
+    size = max(len(tokenizer), max(tokenizer.get_vocab().values()) + 1)  # ids may have gaps
     if not 0 <= vocab_size - size < PADDING:
         raise UserError(f"{where} has {size} tokens but data.vocab_size={vocab_size}; set data.vocab_size={size}")
     return tokenizer

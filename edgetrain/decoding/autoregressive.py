@@ -30,8 +30,7 @@ def generate(
     request does not fit the model.
     """
     check_request(model, len(prompt), max_new_tokens, temperature)
-    if exit_layer is not None and not 1 <= exit_layer <= model.layers:
-        raise UserError(f"exit_layer={exit_layer} is outside 1 to {model.layers}, the model's layers")
+    check_exit(model, exit_layer)
     return _tokens(model, prompt, max_new_tokens, temperature, eos_id, generator, exit_layer or model.layers)
 
 
@@ -55,6 +54,12 @@ def _tokens(
         yield token
         if token == eos_id:
             return
+
+
+def check_exit(model: Llama, exit_layer: int | None) -> None:
+    """Raises UserError when the model has no such layer; None is its last."""
+    if exit_layer is not None and not 1 <= exit_layer <= model.layers:
+        raise UserError(f"exit_layer={exit_layer} is outside 1 to {model.layers}, the model's layers")
 
 
 def check_request(model: Llama, length: int, max_new_tokens: int, temperature: float) -> None:

@@ -5,7 +5,7 @@ model's own final norm and head. Works for our Llama and for modules of Hugging 
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import islice
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from edgetrain.errors import UserError
 from edgetrain.folder import Row, RunFolder
 from edgetrain.ops.hidden_states import captured_hidden_states
+from edgetrain.ops.targets import flat_rows, inputs_and_targets, supervised_rows
 from edgetrain.report.figures import line_chart
 
 ROWS = 1024  # tokens whose logits are in memory at once
@@ -58,7 +59,7 @@ class Exits:
 
 
 def exit_rows(model: nn.Module, batches: Iterable[Tensor]) -> list[Row]:
-    """layer (1 to L), loss (nats a token), perplexity, accuracy and agreement over int64 batches [batch, n + 1].
+    """layer (1 to L), loss (nats a token), perplexity, accuracy and agreement over a task's batches (`ops.targets`).
 
     Raises UserError when there is no batch.
     """
@@ -66,8 +67,9 @@ def exit_rows(model: nn.Module, batches: Iterable[Tensor]) -> list[Row]:
     tokens, losses, correct, agreeing = 0, 0.0, 0, 0  # the last three become [layers]
     for batch in batches:
         batch = batch.to(device)
-        targets = batch[:, 1:].flatten()
-        batch_losses, predictions = judge_exits(model, batch[:, :-1], targets)
+        (inputs, targets), rows = inputs_and_targets(batch), supervised_rows(batch)
+        targets = flat_rows(targets, rows)
+        batch_losses, predictions = judge_exits(model, inputs, targets, rows)
         tokens += len(targets)
         losses = losses + batch_losses
         correct = correct + (predictions == targets).sum(1)
@@ -89,17 +91,26 @@ def exit_rows(model: nn.Module, batches: Iterable[Tensor]) -> list[Row]:
 
 
 @torch.inference_mode()
-def judge_exits(model: nn.Module, tokens: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Summed loss of every exit in nats, float64 [layers], and its predictions, int64 [layers, batch * n].
+def judge_exits(
+    model: nn.Module,
+    tokens: Tensor,
+    targets: Tensor,
+    asked: Tensor | None = None,
+    layers: Sequence[int] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Summed loss of every exit in nats, float64 [layers], and its predictions, int64 [layers, targets].
 
-    tokens: int64 [batch, n]; targets: int64 [batch * n]. One forward; logits are formed for ROWS tokens at a time.
+    tokens: int64 [batch, n]; targets: int64 [batch * n], or only those of the rows `asked`; layers: only these exits,
+    1 to L. One forward; logits are formed for ROWS tokens at a time.
     """
     with captured_hidden_states(model.model.layers) as states:
         model.model(tokens)
+    if layers is not None:
+        states = [states[layer - 1] for layer in layers]
     losses = torch.zeros(len(states), dtype=torch.float64)
     predictions = targets.new_empty(len(states), len(targets))
     for index, state in enumerate(states):
-        rows = state.flatten(0, 1)
+        rows = flat_rows(state, asked)
         for start in range(0, len(targets), ROWS):
             part = slice(start, start + ROWS)
             logits = model.lm_head(model.model.norm(rows[part])).float()

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from edgetrain.decoding.autoregressive import check_request
+from edgetrain.decoding.autoregressive import check_exit, check_request
 from edgetrain.decoding.fused import OVERSHOOT, FusedLlama, Weights
 from edgetrain.decoding.sampling import accept_or_redraw, next_token, probabilities
 from edgetrain.decoding.self_speculative import SelfSpeculativeStats, check_speculation
@@ -32,15 +32,17 @@ from edgetrain.models.llama import Llama
 class StaticDecoder:
     """Autoregressive decoding of `batch` prompts at once; cache, weights and graph are kept from one call to the next.
 
-    length: most positions, prompt and new tokens together, the model's context when None; weights: format of the
-    products, float32 is exact; compiled: by torch.compile, some tens of seconds at the first call. Raises UserError
-    when length exceeds the context, or compiled needs a C++ compiler that is not there.
+    exit_layer: how many layers run before the head, all when None (early exit, section 4.2 of the paper); length: most
+    positions, prompt and new tokens together, the model's context when None; weights: format of the products, float32
+    is exact; compiled: by torch.compile, some tens of seconds at the first call. Raises UserError when length exceeds
+    the context, or compiled needs a C++ compiler that is not there.
     """
 
     def __init__(
         self,
         model: Llama,
         *,
+        exit_layer: int | None = None,
         length: int | None = None,
         batch: int = 1,
         weights: Weights = "float32",
@@ -51,8 +53,9 @@ class StaticDecoder:
             raise UserError(f"length={self.length} is outside 2 to {model.context}, the model's context")
         if batch < 1:
             raise UserError(f"batch={batch} must be at least 1")
+        check_exit(model, exit_layer)
         self.model, self.batch = model, batch
-        self.fused = FusedLlama(model, weights).eval()
+        self.fused = FusedLlama(model, weights, exit_layer).eval()
         self.cache = self.fused.new_cache(batch, self.length + self.overshoot)
         self.run_step = in_one_graph(self.step, model) if compiled else self.step
 
@@ -61,13 +64,16 @@ class StaticDecoder:
     def decode(
         self,
         prompts: list[Tensor],
-        max_new_tokens: int,
+        max_new_tokens: int | list[int],
         *,
         temperature: float = 0.0,
         eos_id: int | None = None,
         generator: Generator | None = None,
     ) -> list[list[int]]:
-        """New tokens of each prompt (int64 [n], at most `batch` of them), none after `eos_id`, which is kept."""
+        """New tokens of each prompt (int64 [n], at most `batch` of them), none after `eos_id`, which is kept.
+
+        max_new_tokens: of all prompts, or of each.
+        """
         outputs: list[list[int]] = [[] for _ in prompts]
         for chunk in self.chunks(prompts, max_new_tokens, temperature, eos_id, generator):
             for output, tokens in zip(outputs, chunk, strict=True):
@@ -91,7 +97,7 @@ class StaticDecoder:
     def chunks(
         self,
         prompts: list[Tensor],
-        max_new_tokens: int,
+        max_new_tokens: int | list[int],
         temperature: float,
         eos_id: int | None,
         generator: Generator | None,
@@ -103,7 +109,7 @@ class StaticDecoder:
         while ledger.open:
             logits, choices = self.run_step(tokens, positions)
             tokens = choices if temperature == 0 else next_token(logits, temperature, generator)
-            positions = positions + 1
+            positions = (positions + 1).clamp(max=self.length - 1)
             yield ledger.book(tokens[:, None].tolist())
 
     def prefill(self, prompts: list[Tensor], temperature: float, generator: Generator | None) -> tuple[Tensor, Tensor]:
@@ -168,7 +174,7 @@ class StaticSelfSpeculation(StaticDecoder):
     def chunks(
         self,
         prompts: list[Tensor],
-        max_new_tokens: int,
+        max_new_tokens: int | list[int],
         temperature: float,
         eos_id: int | None,
         generator: Generator | None,
@@ -273,18 +279,23 @@ class Ledger:
     """What each prompt still may get: its budget and the end of its text. Raises UserError for a bad request."""
 
     def __init__(
-        self, decoder: StaticDecoder, prompts: list[Tensor], max_new_tokens: int, temperature: float, eos_id: int | None
+        self,
+        decoder: StaticDecoder,
+        prompts: list[Tensor],
+        max_new_tokens: int | list[int],
+        temperature: float,
+        eos_id: int | None,
     ) -> None:
         if not 1 <= len(prompts) <= decoder.batch:
             raise UserError(f"{len(prompts)} prompts were given to a decoder of 1 to {decoder.batch} (batch)")
-        for prompt in prompts:
-            check_request(decoder.model, len(prompt), max_new_tokens, temperature)
-            if len(prompt) + max_new_tokens > decoder.length:
+        self.left = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else list(max_new_tokens)
+        for prompt, left in zip(prompts, self.left, strict=True):
+            check_request(decoder.model, len(prompt), left, temperature)
+            if len(prompt) + left > decoder.length:
                 raise UserError(
-                    f"a prompt of {len(prompt)} tokens and {max_new_tokens} new ones exceed the decoder's "
+                    f"a prompt of {len(prompt)} tokens and {left} new ones exceed the decoder's "
                     f"length={decoder.length}; make it with a larger length"
                 )
-        self.left = [max_new_tokens] * len(prompts)
         self.eos_id = eos_id
 
     @property

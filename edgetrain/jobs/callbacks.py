@@ -1,7 +1,8 @@
-"""What every fit watches and keeps: throughput, and in each checkpoint all that a bit-exact resume needs."""
+"""What every fit watches and keeps: throughput and memory, and in each checkpoint all that a bit-exact resume needs."""
 
 import random
 import time
+from collections import Counter
 from typing import Any
 
 import lightning
@@ -10,14 +11,20 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from edgetrain.build import Trained
+from edgetrain.jobs.efficiency import Shape, peak_memory
 
 
 class Throughput(Callback):
-    """Units (tokens, images) trained on, and per second of training steps, validation left out; in logs and bar."""
+    """Units (tokens, images) trained on, and per second of training steps, validation left out; in logs and bar.
+
+    shapes: how many batches had inputs of these shapes, on all devices; memory_gib: the largest of any process.
+    """
 
     def __init__(self) -> None:
         self.units = 0
         self.seconds = 0.0
+        self.shapes: Counter[tuple[Shape, ...]] = Counter()
+        self.memory_gib = 0.0
 
     def on_train_batch_start(self, *_: Any) -> None:
         self.started = time.perf_counter()
@@ -29,16 +36,24 @@ class Throughput(Callback):
         units = task.units(batch) * trainer.world_size
         self.units += units
         self.seconds += seconds
+        self.shapes[tuple(tuple(tensor.shape) for tensor in task.inputs(batch))] += trainer.world_size
         task.log(f"{task.unit}_per_s", units / seconds, prog_bar=True)
 
     def on_validation_epoch_end(self, trainer: lightning.Trainer, task: lightning.LightningModule) -> None:
-        task.log(f"{task.unit}_trained", float(self.units))  # beside the validation's losses: the x axis of studies
+        task.log(
+            f"{task.unit}_trained", float(self.units), sync_dist=True
+        )  # beside the validation's losses: the x axis of studies
+
+    def on_train_end(self, trainer: lightning.Trainer, task: lightning.LightningModule) -> None:
+        device = trainer.strategy.root_device
+        largest = torch.tensor(peak_memory(device), device=device)
+        self.memory_gib = float(trainer.strategy.reduce(largest, reduce_op="max"))
 
     def state_dict(self) -> dict[str, Any]:
-        return {"units": self.units, "seconds": self.seconds}
+        return {"units": self.units, "seconds": self.seconds, "shapes": dict(self.shapes)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.units, self.seconds = state["units"], state["seconds"]
+        self.units, self.seconds, self.shapes = state["units"], state["seconds"], Counter(state["shapes"])
 
 
 class RunState(Callback):
@@ -55,7 +70,7 @@ class RunState(Callback):
             "python_random": random.getstate(),
             "numpy_random": (keys.tolist(), position, has_gauss, gauss),
             "torch_random": torch.get_rng_state(),
-            "cuda_random": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            "cuda_random": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,  # of its own device
         }
 
     def on_load_checkpoint(self, trainer: Any, task: Any, checkpoint: dict[str, Any]) -> None:
@@ -65,5 +80,5 @@ class RunState(Callback):
         numpy_keys, position, has_gauss, numpy_gauss = state["numpy_random"]
         np.random.set_state(("MT19937", np.array(numpy_keys, dtype=np.uint32), position, has_gauss, numpy_gauss))
         torch.set_rng_state(state["torch_random"])
-        for device, random_state in enumerate(state["cuda_random"][: torch.cuda.device_count()]):
-            torch.cuda.set_rng_state(random_state, device)
+        if state["cuda_random"] is not None and torch.cuda.is_available():
+            torch.cuda.set_rng_state(state["cuda_random"])

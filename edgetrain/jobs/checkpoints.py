@@ -19,6 +19,7 @@ from edgetrain.checkpoint import LAST, PREVIOUS
 from edgetrain.errors import Interrupted
 from edgetrain.folder import atomic
 from edgetrain.jobs.faults import NotFinite, first_not_finite_weight
+from edgetrain.jobs.group import anybodys
 from edgetrain.signals import stop
 
 
@@ -71,7 +72,7 @@ class Checkpoints(ModelCheckpoint):
 
     def _save_checkpoint(self, trainer: lightning.Trainer, filepath: str) -> None:
         """What every way of saving comes through. Raises NotFinite, and keeps the good checkpoints."""
-        bad = first_not_finite_weight(trainer.lightning_module.model)
+        bad = anybodys(first_not_finite_weight(trainer.lightning_module.model))
         if bad:
             raise NotFinite(f"after step {trainer.global_step} the weight {bad} is not finite")
         for logger in trainer.loggers:

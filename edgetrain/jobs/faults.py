@@ -2,6 +2,7 @@
 
 import errno
 import math
+import re
 import shutil
 from contextlib import ExitStack
 from pathlib import Path
@@ -9,15 +10,20 @@ from typing import Any
 
 import lightning
 import torch
+import torch.distributed
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from edgetrain.build import Trained
 from edgetrain.checkpoint import kept_checkpoints
 from edgetrain.errors import UserError
 from edgetrain.folder import RunFolder
+from edgetrain.jobs.group import anybodys, lost
+from edgetrain.processes import is_first
 
 FAULT = "fault.json"  # which batch and step, and where the number was found
+LOST = re.compile(r"gloo|nccl|connection (closed|reset)|broken pipe", re.IGNORECASE)  # when another process has died
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -28,14 +34,16 @@ class NotFinite(Exception):
 class FiniteLoss(Callback):
     """Stops training at the first loss that is not finite, before the optimiser takes it into the weights.
 
-    Costs one look at a number a batch; on a GPU the host waits there for the backward pass.
+    Every process stops at the batch at which one finds such a loss, and says what that one found. Costs one look at a
+    number a batch; on a GPU the host waits there for the backward pass.
     """
 
     def __init__(self, folder: RunFolder) -> None:
         self.folder = folder
 
     def on_train_start(self, *_: Any) -> None:
-        (self.folder.path / FAULT).unlink(missing_ok=True)
+        if is_first():
+            (self.folder.path / FAULT).unlink(missing_ok=True)
 
     def on_train_batch_start(self, trainer: Any, task: Any, batch: Any, index: int) -> None:
         self.batch, self.index = batch, index
@@ -45,26 +53,39 @@ class FiniteLoss(Callback):
 
     def on_after_backward(self, trainer: lightning.Trainer, task: lightning.LightningModule) -> None:
         value = self.loss.item()
-        if math.isfinite(value):
+        finite = math.isfinite(value)
+        if not trainer.strategy.reduce_boolean_decision(not finite, all=False):
             return
+        where, sentence = anybodys(self.diagnosis(trainer, task, value))
+        if is_first():
+            self.folder.write_json(FAULT, where)
+        raise NotFinite(sentence)
+
+    def diagnosis(
+        self, trainer: lightning.Trainer, task: lightning.LightningModule, value: float
+    ) -> tuple[dict[str, Any], str] | None:
+        """What fault.json and the user are told; None where this process's loss is finite."""
         where = {"batch": self.index, "step": trainer.global_step, "loss": str(value)}
-        weight = first_not_finite_weight(task.model)
+        weight = anybodys(first_not_finite_weight(task.model))
         if weight:
             cause = f"the weight {weight} is not finite since the step before, whose gradients overflowed"
         else:
-            module = first_not_finite_output(trainer, task, self.batch, self.index)
-            where["module"] = module
+            where["module"] = module = first_not_finite_output(trainer, task, self.batch, self.index)
             cause = (
                 f"the first output that is not finite is that of {module}"
                 if module
                 else "the output of every module is finite, so it arises in the loss itself"
             )
-        self.folder.write_json(FAULT, where | {"weight": weight})
-        raise NotFinite(f"the loss of batch {self.index} in step {trainer.global_step} is {value}: {cause}")
+        if math.isfinite(value):
+            return None  # the step was repeated because the others wait for this process in it
+        sentence = f"the loss of batch {self.index} in step {trainer.global_step} is {value}: {cause}"
+        return where | {"weight": weight}, sentence
 
 
 def first_not_finite_weight(model: nn.Module) -> str | None:
-    return next((name for name, weight in model.named_parameters() if not weight.isfinite().all()), None)
+    """Of the part that this process holds."""
+    parts = ((name, w.to_local() if isinstance(w, DTensor) else w) for name, w in model.named_parameters())
+    return next((name for name, weight in parts if not weight.isfinite().all()), None)
 
 
 def first_not_finite_output(
@@ -125,4 +146,6 @@ def fault_sentence(error: Exception, folder: RunFolder) -> str | None:
     if isinstance(error, OSError):
         full = "free some space and go on" if error.errno in FULL else "go on"
         return f"training stopped: {str(error).splitlines()[0]}; {full} with resume={there}"
+    if isinstance(error, torch.distributed.DistError) or (isinstance(error, RuntimeError) and LOST.search(str(error))):
+        return lost(folder)
     return None

@@ -9,19 +9,26 @@ import lightning
 import torch
 from lightning.pytorch.callbacks import LearningRateMonitor, RichProgressBar
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch.distributed.tensor import DTensor
 
-from edgetrain.build import Trained, build, build_trained, finish
+from edgetrain.build import Trained, build, build_trained, finish, load_trained
 from edgetrain.checkpoint import load_weights, model_weights, resume_point
 from edgetrain.config import Config
 from edgetrain.errors import Interrupted, UserError
 from edgetrain.folder import RunFolder
+from edgetrain.jobs import fsdp2  # noqa: F401 - makes trainer.strategy=fsdp2 known
 from edgetrain.jobs.callbacks import RunState, Throughput
 from edgetrain.jobs.checkpoints import Checkpoints, WholeFiles
+from edgetrain.jobs.efficiency import peak_flops, training_flops
 from edgetrain.jobs.faults import FiniteLoss, check_disk, fault_sentence
+from edgetrain.jobs.group import OneFolder, part, watched
 from edgetrain.jobs.result import Result
+from edgetrain.ops.blocks import blocks, prepared_blocks
+from edgetrain.processes import is_first
 from edgetrain.signals import stop
 
-logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its notices repeat what the report holds
+for name in ("lightning.pytorch", "lightning.fabric"):
+    logging.getLogger(name).setLevel(logging.WARNING)  # their notices repeat what the report holds
 warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")  # of a resumed run it does
 
 MONTH = 31 * 24 * 60  # minutes
@@ -32,14 +39,23 @@ class Fit:
 
     checkpoint_minutes: how often a checkpoint is written; one is also written at the end and on Ctrl-C or SIGTERM.
     checkpoint_steps: count optimiser steps instead of minutes.
+    compile: compile every block of the model for training; activation_checkpointing: keep only the inputs of every
+    block for the backward pass. Raises UserError for either when the model's blocks are not arranged like Llama's.
     """
 
-    def __init__(self, checkpoint_minutes: float = 5.0, checkpoint_steps: int | None = None) -> None:
+    def __init__(
+        self,
+        checkpoint_minutes: float = 5.0,
+        checkpoint_steps: int | None = None,
+        compile: bool = False,
+        activation_checkpointing: bool = False,
+    ) -> None:
         if not 0 <= checkpoint_minutes <= MONTH:
             raise UserError(f"job.checkpoint_minutes={checkpoint_minutes} is outside 0 to {MONTH}")
         if checkpoint_steps is not None and checkpoint_steps < 1:
             raise UserError(f"job.checkpoint_steps={checkpoint_steps} must be at least 1, or null")
         self.checkpoint_minutes, self.checkpoint_steps = checkpoint_minutes, checkpoint_steps
+        self.compile, self.activation_checkpointing = compile, activation_checkpointing
 
     def run(self, config: Config, folder: RunFolder) -> Result:
         """Train, or with `config.resume` go on from the newest whole checkpoint, or from the start before the first."""
@@ -47,13 +63,17 @@ class Fit:
         trained = build_trained(config, state.get("edgetrain", {}).get("plans"))
         if checkpoint:  # fails with a sentence where Lightning would with a traceback; it loads them again itself
             load_weights(trained.model, model_weights(state), str(checkpoint))
-        check_measures(config, trained)
-        folder.write_json("plans.json", trained.plans)
-        check_disk(folder, trained)
+        self.check_blocks(trained)
+        if is_first():
+            check_measures(config, trained)
+            folder.write_json("plans.json", trained.plans)
+            check_disk(folder, trained)
         throughput = Throughput()
-        trainer = self.trainer(config, folder, [throughput, RunState(trained), FiniteLoss(folder)])
+        trainer = self.trainer(config, folder, [OneFolder(folder), throughput, RunState(trained), FiniteLoss(folder)])
+        prepared = prepared_blocks(trained.model, self.compile, self.activation_checkpointing)
         try:
-            trainer.fit(trained.task, trained.data, ckpt_path=checkpoint, weights_only=True)
+            with prepared, watched(trainer, folder):
+                trainer.fit(trained.task, trained.data, ckpt_path=checkpoint, weights_only=True)
         except SystemExit as error:  # Lightning makes this of Ctrl-C
             if isinstance(error.__context__, KeyboardInterrupt):
                 raise Interrupted(signal.SIGINT) from None
@@ -66,7 +86,20 @@ class Fit:
         finally:
             stop.patient = False
         stop.check()
-        return Result(self.metrics(finish(trained), trainer, throughput), {"model": trained})
+        part()
+        if not is_first():
+            return Result({})
+        sharded = any(isinstance(parameter, DTensor) for parameter in trained.model.parameters())
+        trained = load_trained(folder, config) if sharded else finish(trained)
+        return Result(self.metrics(trained, trainer, throughput), {"model": trained})
+
+    def check_blocks(self, trained: Trained) -> None:
+        for key in ("compile", "activation_checkpointing"):
+            if getattr(self, key) and not blocks(trained.model):
+                raise UserError(
+                    f"job.{key}=true needs a model with `model.layers`, as Llama has; "
+                    f"{type(trained.model).__name__} is arranged otherwise"
+                )
 
     def trainer(self, config: Config, folder: RunFolder, callbacks: list[Any]) -> lightning.Trainer:
         node = dict(config.trainer)
@@ -99,10 +132,27 @@ class Fit:
             f"{unit}_trained": throughput.units,
             f"{unit}_per_s": throughput.units / throughput.seconds if throughput.seconds else 0.0,
             "train_seconds": throughput.seconds,
+            **self.efficiency(trained, trainer, throughput),
             "precision": str(trainer.precision),
             **{f"test/{name}": value for name, value in held_out.items()},
             **trained.data.facts(),
         }
+
+    def efficiency(self, trained: Trained, trainer: lightning.Trainer, throughput: Throughput) -> dict[str, float]:
+        """Model FLOPs a unit and a second, their share of the peak where that is known, and peak memory."""
+        found = {"peak_memory_gib": throughput.memory_gib}
+        if not throughput.seconds:
+            return found
+        try:
+            flops = sum(count * training_flops(trained.model, shapes) for shapes, count in throughput.shapes.items())
+        except (RuntimeError, NotImplementedError):  # a model that looks at values cannot be counted without them
+            return found
+        found[f"flops_per_{trained.task.unit.removesuffix('s')}"] = flops / throughput.units
+        found["flops_per_s"] = flops / throughput.seconds
+        peak = peak_flops(trainer.strategy.root_device)
+        if peak:
+            found["mfu"] = found["flops_per_s"] / (peak * trainer.world_size)
+        return found
 
 
 def check_measures(config: Config, trained: Trained) -> None:

@@ -19,11 +19,15 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.module_tracker import ModuleTracker
 
 from edgetrain.errors import UserError
 from edgetrain.ops.cross_entropy import linear_cross_entropy, weight_type
+from edgetrain.ops.targets import flat_rows, supervised_rows
 
 Curriculum = Literal["rotational", "gradual", "none"]
+
+TRACKER = ModuleTracker()  # knows whether a backward pass is running
 
 
 def depth_scale(layer: int, layers: int) -> float:
@@ -86,7 +90,7 @@ class LayerSkip:
         e_scale: float,
         total_steps: int,
         dropout_schedule: Literal["constant", "exponential"] = "constant",
-        curriculum: Curriculum = "rotational",
+        curriculum: Literal["rotational", "gradual", "none"] = "rotational",
         rotation: int = 8,
         train_last_layer: bool = True,
         seed: int = 0,
@@ -109,6 +113,11 @@ class LayerSkip:
         layers = decoder_layers(model)
         if len(layers) != plan["layers"]:
             raise UserError(f"method.layerskip was planned for {plan['layers']} layers, the model has {len(layers)}")
+        if self.p_max and any(visit.reuse for visit in getattr(model.model, "visits", ())):
+            raise UserError(
+                "method.layerskip drops samples of one visit whose keys model.share_kv=true needs in another; set "
+                "model.share_kv=false, or method.layerskip.p_max=0"
+            )
         for layer in layers:
             layer.__class__ = droppable(type(layer))
         self.after_step(model, 0)
@@ -119,9 +128,12 @@ class LayerSkip:
         layers = decoder_layers(model)
         time = time_scale(step, self.total_steps, self.dropout_schedule)
         for index, layer in enumerate(layers):
-            layer.drop_probability = time * depth_scale(index, len(layers)) * self.p_max
+            layer.drop_probabilities = []
             layer.drop_key = [self.seed, step, index]
-            layer.drop_calls = 0
+            layer.drop_calls, layer.drop_repeatable = 0, []
+        visited = layers_as_they_run(model)
+        for depth, layer in enumerate(visited):
+            layer.drop_probabilities.append(time * depth_scale(depth, len(visited)) * self.p_max)
 
     def weights(self, step: int, layers: int) -> list[float]:
         """The loss weight of every layer at this step."""
@@ -136,9 +148,10 @@ class LayerSkip:
         early = [(state, weight) for state, weight in zip(states[:-1], weights[:-1], strict=True) if weight > 0]
         if not early:
             return total
-        targets = context.targets.flatten()
+        asked = supervised_rows(context.batch)
+        targets = flat_rows(context.targets, asked)
         norm, head = context.model.model.norm, context.model.lm_head
-        rows = torch.cat([norm(state).flatten(0, 1) for state, _ in early])
+        rows = torch.cat([norm(flat_rows(state, asked)) for state, _ in early])
         shares = rows.new_tensor([weight / len(targets) for _, weight in early], dtype=weight_type(rows))
         row_weights = shares.repeat_interleave(len(targets))
         return total + linear_cross_entropy(rows, head.weight, targets.repeat(len(early)), row_weights)
@@ -155,6 +168,13 @@ def decoder_layers(model: nn.Module) -> nn.ModuleList:
         ) from None
 
 
+def layers_as_they_run(model: nn.Module) -> list[nn.Module]:
+    """A block once for every visit (`models.block_sharing`), so that l and L count visits; else the blocks."""
+    blocks = decoder_layers(model)
+    visits = getattr(model.model, "visits", None)
+    return list(blocks) if visits is None else [blocks[visit.block] for visit in visits]
+
+
 class DroppableLayer:
     """Mixin before a decoder layer's class: in training, forward runs on the samples that are not dropped."""
 
@@ -162,19 +182,30 @@ class DroppableLayer:
     batched_arguments = ("attention_mask", "position_ids", "position_embeddings")
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if not self.training or self.drop_probability == 0.0:
+        if not self.training or not any(self.drop_probabilities):
             return super().forward(hidden_states, *args, **kwargs)
-        batch = hidden_states.shape[0]
-        draw = np.random.default_rng([*self.drop_key, self.drop_calls]).random(batch)
-        self.drop_calls += 1
-        kept = torch.from_numpy((draw >= self.drop_probability).nonzero()[0]).to(hidden_states.device)
+        batch, call = hidden_states.shape[0], self.drop_call()
+        probability = self.drop_probabilities[call % len(self.drop_probabilities)]  # every pass makes all visits
+        draw = np.random.default_rng([*self.drop_key, call]).random(batch)
+        kept = torch.from_numpy((draw >= probability).nonzero()[0]).to(hidden_states.device)
         if len(kept) == batch:
             return super().forward(hidden_states, *args, **kwargs)
-        if len(kept) == 0:
-            return hidden_states
+        if len(kept) == 0:  # all parameters have a gradient, 0, or other processes would wait for it for ever
+            return hidden_states + 0.0 * sum(w.flatten()[0] for w in self.parameters() if w.requires_grad)
         kwargs |= {name: take(kwargs[name], kept, batch) for name in self.batched_arguments if name in kwargs}
         output = super().forward(hidden_states[kept], *args, **kwargs)
         return hidden_states.index_copy(0, kept, output.to(hidden_states.dtype))
+
+    def drop_call(self) -> int:
+        """The number of this forward in the step; run again in a backward pass, that of the forward it repeats.
+
+        Activations are recomputed in reverse order, so that is the last one that was not repeated yet.
+        """
+        if TRACKER.is_bw:
+            return self.drop_repeatable.pop()
+        self.drop_repeatable.append(self.drop_calls)
+        self.drop_calls += 1
+        return self.drop_repeatable[-1]
 
 
 def take(value: Any, kept: Tensor, batch: int) -> Any:

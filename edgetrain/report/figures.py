@@ -10,9 +10,9 @@ When nothing at all is left, every chart raises UserError.
 
 import io
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
-from matplotlib import rc_context
+from matplotlib import colormaps, rc_context
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -33,6 +33,7 @@ QUIET = "#6b7280"  # reference lines, missing cells, axes
 DOTS_PER_INCH = 150
 WIDTH = 7.2  # inches
 MOST_END_LABELS = 8  # more lines than this get a legend beside the axes
+MOST_TICKS = 6  # whole numbers that all stand at an upright axis
 
 STYLE = {
     "font.family": "DejaVu Sans",  # comes with matplotlib: the same picture on every machine
@@ -70,10 +71,11 @@ def line_chart(
     log_x: bool = False,
     log_y: bool = False,
     markers: bool = False,
+    dots: Collection[str] = (),
     bands: Series | None = None,
     reference: dict[str, float] | None = None,
 ) -> bytes:
-    """Lines over a common x axis, each labelled at its end.
+    """Lines over a common x axis, each labelled at its end; the series named in `dots` are points without a line.
 
     `bands` holds (low, high) for every point of a series, drawn as a tint; `reference` names horizontal dashed lines.
     Raises ValueError when a band and its series differ in length.
@@ -92,8 +94,8 @@ def line_chart(
             continue
         x, y, low, high = zip(*rows, strict=True)
         colour, dash = COLOURS[number % len(COLOURS)], DASHES[number // len(COLOURS) % len(DASHES)]
-        marker = MARKERS[number % len(MARKERS)] if markers or len(rows) == 1 else None
-        axes.plot(x, y, color=colour, linestyle=dash, marker=marker, label=name)
+        marker = MARKERS[number % len(MARKERS)] if markers or len(rows) == 1 or name in dots else None
+        axes.plot(x, y, color=colour, linestyle="" if name in dots else dash, marker=marker, label=name)
         if name in (bands or {}):
             axes.fill_between(x, low, high, color=colour, alpha=0.16, linewidth=0)
         ends.append((y[-1], name, colour))
@@ -277,6 +279,66 @@ def scatter_chart(
     if len(drawn) > 1 or diagonal or bounds:
         figure.legend(loc="outside upper left", ncols=4, fontsize=9.5)
     return _png(figure)
+
+
+@house_style
+def parallel_chart(
+    columns: dict[str, Sequence[float | str]], *, log: Collection[str] = (), low_is_good: bool = True
+) -> bytes:
+    """Upright axes, one a column, and a line across them for every row, dark to light from the best of the last column.
+
+    Columns of text have a place for each word; those named in `log` are logarithmic; the best row is drawn thick.
+    Raises ValueError when columns differ in length.
+    """
+    rows = list(zip(*columns.values(), strict=True))
+    rows = [
+        row
+        for row in rows
+        if all(isinstance(v, str) or _drawable(v, n in log) for n, v in zip(columns, row, strict=True))
+    ]
+    _require(rows, columns)
+    rows.sort(key=lambda row: row[-1] if low_is_good else -row[-1])
+    figure, axes = _sheet(max(WIDTH, 1.25 * len(columns)), 3.9)
+    heights = []
+    for place, (name, values) in enumerate(zip(columns, zip(*rows, strict=True), strict=True)):
+        ups, ticks = upright(values, name in log)
+        heights.append(ups)
+        axes.plot([place, place], [0, 1], color=QUIET, linewidth=1, zorder=1)
+        for up, text in ticks:
+            box = {"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 1}
+            axes.text(place - 0.03, up, text, ha="right", va="center", fontsize=8.5, zorder=4, bbox=box)
+    for number, ups in reversed(list(enumerate(zip(*heights, strict=True)))):
+        colour = colormaps["viridis"](0.9 * number / max(1, len(rows) - 1))
+        axes.plot(range(len(columns)), ups, color=colour, linewidth=1.2 if number else 3.2, alpha=0.9, zorder=2)
+    axes.set_xticks(range(len(columns)), list(columns), fontsize=9.5)
+    axes.set(yticks=[], xlim=(-0.45, len(columns) - 0.85), ylim=(-0.06, 1.06))
+    axes.tick_params(length=0)
+    axes.grid(False)
+    axes.spines[:].set_visible(False)
+    return _png(figure)
+
+
+def upright(values: Sequence[float | str], log: bool) -> tuple[list[float], list[tuple[float, str]]]:
+    """Heights of the values between 0 and 1, and (height, text) of the ticks."""
+    if any(isinstance(value, str) for value in values):
+        words = list(dict.fromkeys(map(str, values)))
+        at = {word: (number + 0.5) / len(words) for number, word in enumerate(sorted(words))}
+        return [at[str(value)] for value in values], [(up, word) for word, up in at.items()]
+    low, high = min(values), max(values)
+    if low == high:
+        return [0.5] * len(values), [(0.5, f"{low:g}")]
+    scale = math.log if log else float
+    locator = LogLocator(subs=(1, 2, 5)) if log and high / low > 10 else MaxNLocator(5)
+    marks = [mark for mark in locator.tick_values(low, high) if low <= mark <= high]
+    few = sorted(set(values))
+    if len(few) <= MOST_TICKS and all(float(value).is_integer() for value in few):
+        marks = few
+    marks = marks if len(marks) > 1 else [low, high]
+
+    def up(value: float) -> float:
+        return (scale(value) - scale(low)) / (scale(high) - scale(low))
+
+    return [up(value) for value in values], [(up(mark), f"{mark:.4g}") for mark in marks]
 
 
 def _sheet(width: float, height: float, log_x: bool = False, log_y: bool = False) -> tuple[Figure, Axes]:

@@ -20,6 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from edgetrain.checkpoint import kept_checkpoints
 from edgetrain.errors import Interrupted
 from edgetrain.folder import RunFolder
+from edgetrain.processes import alone
 from edgetrain.study.plan import Study
 
 ATTEMPTS = 2
@@ -57,7 +58,7 @@ class Runner:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env={"OMP_NUM_THREADS": str(threads)} | os.environ,
+                env={"OMP_NUM_THREADS": str(threads)} | alone(os.environ),
                 start_new_session=True,
             )
         self.attempts += 1
@@ -76,7 +77,8 @@ class Runner:
         code = self.process.returncode
         ended = f"killed by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
         tail = self.log.read_text(errors="replace").splitlines()[-TAIL:]
-        return "\n    ".join([f"{self.name} failed {ATTEMPTS} times, at last {ended}; {self.log} ends with", *tail])
+        times = f"failed {self.attempts} times, at last" if self.attempts > 1 else "failed,"
+        return "\n    ".join([f"{self.name} {times} {ended}; {self.log} ends with", *tail])
 
 
 def run_children(study: Study, folder: RunFolder) -> list[str]:

@@ -8,10 +8,12 @@ from typing import Any, Literal
 import lightning
 import torch
 from lightning.pytorch.plugins.precision import MixedPrecision, Precision
+from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities import GradClipAlgorithmType
 from torch import Tensor, nn
 
 from edgetrain.errors import UserError
+from edgetrain.tasks.sharding import shard
 
 Predict = Callable[..., Any]
 
@@ -33,7 +35,9 @@ class Task(lightning.LightningModule):
 
     model: the plain module; methods: objects with the moments of DESIGN's Method, in order; optimizer: called with
     parameter groups. The learning rate warms up linearly over warmup_steps and then falls along `schedule` to
-    min_lr_ratio of its peak at total_steps (optimiser steps).
+    min_lr_ratio of its peak at total_steps (optimiser steps). lr_samples: the samples an optimiser step that the
+    optimiser's learning rate is meant for; a Trainer whose steps have more or fewer gets it in proportion (Goyal et al.
+    2017, arXiv 1706.02677, section 2.1). None takes it as it stands.
 
     Also works without a Trainer: call `training_step`, step an optimiser from `configure_optimizers`, then
     `after_step(step + 1)`.
@@ -50,16 +54,23 @@ class Task(lightning.LightningModule):
         warmup_steps: int = 0,
         min_lr_ratio: float = 0.1,
         schedule: Literal["cosine", "linear", "constant"] = "cosine",
+        lr_samples: int | None = None,
     ) -> None:
         super().__init__()
+        if lr_samples is not None and lr_samples < 1:
+            raise UserError(f"task.lr_samples={lr_samples} must be at least 1, or null")
         self.model, self.methods, self.optimizer = model, methods, optimizer
         self.total_steps, self.warmup_steps = total_steps, warmup_steps
-        self.min_lr_ratio, self.schedule = min_lr_ratio, schedule
+        self.min_lr_ratio, self.schedule, self.lr_samples = min_lr_ratio, schedule, lr_samples
         self.step = 0  # optimiser steps done; the one clock that curricula read, with a Trainer or without
 
     def units(self, batch: Any) -> int:
         """How many of `unit` a batch trains on."""
         return len(batch)
+
+    def inputs(self, batch: Any) -> tuple[Tensor, ...]:
+        """What the model is called with for a batch."""
+        raise NotImplementedError
 
     def evaluate(self, predict: Predict, data: Any) -> dict[str, float]:
         """Metrics of any callable of the model's signature on batches of `data`."""
@@ -82,6 +93,11 @@ class Task(lightning.LightningModule):
             if hasattr(method, "after_step"):
                 method.after_step(self.model, step)
 
+    def configure_model(self) -> None:
+        """Shard where trainer.strategy says so."""
+        if isinstance(self.trainer.strategy, ModelParallelStrategy):
+            shard(self, self.device_mesh["data_parallel"], self.trainer.precision)
+
     def on_train_start(self) -> None:
         self.after_step(self.trainer.global_step)  # not 0 when resuming
 
@@ -98,6 +114,13 @@ class Task(lightning.LightningModule):
         progress = min(1.0, (step - self.warmup_steps) / max(1, self.total_steps - self.warmup_steps))
         fall = 0.5 * (1 + math.cos(math.pi * progress)) if self.schedule == "cosine" else 1 - progress
         return self.min_lr_ratio + (1 - self.min_lr_ratio) * fall
+
+    def peak_scale(self) -> float:
+        """The factor on the optimiser's learning rate that lr_samples asks for; 1 without a Trainer."""
+        if self.lr_samples is None or self._trainer is None:
+            return 1.0
+        batch = self.trainer.datamodule.batch_size
+        return batch * self.trainer.world_size * self.trainer.accumulate_grad_batches / self.lr_samples
 
     def configure_gradient_clipping(
         self,
@@ -132,5 +155,7 @@ class Task(lightning.LightningModule):
             {"params": [parameter for parameter in trained if parameter.ndim < 2], "weight_decay": 0.0},
         ]
         optimizer = self.optimizer([group for group in groups if group["params"]])
+        for group in optimizer.param_groups:
+            group["lr"] *= self.peak_scale()
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self.learning_rate_scale)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

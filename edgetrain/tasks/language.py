@@ -12,11 +12,15 @@ from torchmetrics import MeanMetric
 from edgetrain.errors import UserError, listing
 from edgetrain.ops.cross_entropy import linear_cross_entropy
 from edgetrain.ops.hidden_states import captured_hidden_states
+from edgetrain.ops.targets import flat_rows, inputs_and_targets, supervised_rows
 from edgetrain.tasks.base import Context, Predict, Task
 
 
 class Language(Task):
     """Next-token cross-entropy in nats over batches of int64 tokens [batch, context + 1].
+
+    A batch may also be [batch, 2, n], inputs and targets apart (`ops.targets`); then the loss is the mean over the
+    targets that are there, batch by batch: with several devices or accumulated batches, the mean of those means.
 
     The model maps tokens [batch, n] to logits [batch, n, vocab]. One arranged like Llama (`model` below, `lm_head`
     on top) is trained without holding its logits in memory.
@@ -36,59 +40,67 @@ class Language(Task):
         warmup_steps: int = 0,
         min_lr_ratio: float = 0.1,
         schedule: Literal["cosine", "linear", "constant"] = "cosine",
+        lr_samples: int | None = None,
         exit_layers: tuple[int, ...] = (),
     ) -> None:
-        super().__init__(model, methods, optimizer, total_steps, warmup_steps, min_lr_ratio, schedule)
-        layers = len(getattr(getattr(model, "model", None), "layers", ()))
+        super().__init__(model, methods, optimizer, total_steps, warmup_steps, min_lr_ratio, schedule, lr_samples)
+        backbone = getattr(model, "model", None)
+        layers = len(getattr(backbone, "visits", getattr(backbone, "layers", ())))
         beyond = [layer for layer in exit_layers if not 1 <= layer <= layers]
         if beyond:
             has = f"1 to {layers}" if layers else "none that can be left early"
             raise UserError(f"task.exit_layers: there is no layer {listing(map(str, beyond))}; the model's are {has}")
         self.exit_layers = exit_layers
 
-    def units(self, batch: Tensor) -> int:
-        return batch.shape[0] * (batch.shape[1] - 1)
+    def inputs(self, batch: Tensor) -> tuple[Tensor]:
+        return (inputs_and_targets(batch)[0],)
 
-    def language_loss(self, tokens: Tensor, targets: Tensor) -> Tensor:
-        """Mean cross-entropy of the model's last layer."""
+    def units(self, batch: Tensor) -> int:
+        rows = supervised_rows(batch)
+        return batch.shape[0] * (batch.shape[1] - 1) if rows is None else len(rows)
+
+    def language_loss(self, tokens: Tensor, targets: Tensor, rows: Tensor | None) -> Tensor:
+        """Mean cross-entropy of the model's last layer; rows: of the flattened targets that count, None for all."""
         if hasattr(self.model, "lm_head") and hasattr(self.model, "model"):
             states = self.model.model(tokens)
             states = getattr(states, "last_hidden_state", states)  # Hugging Face wraps it
-            return linear_cross_entropy(states.flatten(0, 1), self.model.lm_head.weight, targets.flatten())
-        return F.cross_entropy(logits_of(self.model(tokens)).flatten(0, 1).float(), targets.flatten())
+            return linear_cross_entropy(flat_rows(states, rows), self.model.lm_head.weight, flat_rows(targets, rows))
+        return F.cross_entropy(flat_rows(logits_of(self.model(tokens)), rows).float(), flat_rows(targets, rows))
 
     def training_step(self, batch: Tensor, batch_index: int) -> Tensor:
-        tokens, targets = batch[:, :-1], batch[:, 1:]
+        tokens, targets = inputs_and_targets(batch)
         watched = any(getattr(method, "wants_hidden_states", False) for method in self.methods)
         with captured_hidden_states(self.model.model.layers) if watched else nullcontext([]) as states:
-            last_layer_loss = self.language_loss(tokens, targets)
+            last_layer_loss = self.language_loss(tokens, targets, supervised_rows(batch))
         context = Context(self.model, batch, targets, self.step, hidden_states=states)
         loss = self.method_losses(last_layer_loss, context)
         if self._trainer is not None:
-            self.log("train/loss", last_layer_loss.detach(), prog_bar=True)
+            self.log("train/loss", last_layer_loss.detach(), prog_bar=True, sync_dist=True)
             if loss is not last_layer_loss:
-                self.log("train/objective", loss.detach())
+                self.log("train/objective", loss.detach(), sync_dist=True)
         return loss
 
     def validation_step(self, batch: Tensor, batch_index: int) -> None:
-        tokens, targets = batch[:, :-1], batch[:, 1:]
+        (tokens, targets), rows, size = inputs_and_targets(batch), supervised_rows(batch), self.units(batch)
         with captured_hidden_states(self.model.model.layers) if self.exit_layers else nullcontext([]) as states:
-            loss = self.language_loss(tokens, targets)
-        self.log("validation/loss", loss, prog_bar=True, batch_size=len(batch))
+            loss = self.language_loss(tokens, targets, rows)
+        self.log("validation/loss", loss, prog_bar=True, batch_size=size, sync_dist=True)
         for layer in self.exit_layers:
-            rows = self.model.model.norm(states[layer - 1]).flatten(0, 1)
-            exit_loss = linear_cross_entropy(rows, self.model.lm_head.weight, targets.flatten())
-            self.log(f"validation/loss_exit_{layer}", exit_loss, batch_size=len(batch))
+            normal = self.model.model.norm(flat_rows(states[layer - 1], rows))
+            exit_loss = linear_cross_entropy(normal, self.model.lm_head.weight, flat_rows(targets, rows))
+            self.log(f"validation/loss_exit_{layer}", exit_loss, batch_size=size, sync_dist=True)
 
     def evaluate(self, predict: Predict, data: Iterable[Tensor]) -> dict[str, float]:
         """loss (nats a token), perplexity and next-token accuracy of `predict(tokens) -> logits`."""
         loss, accuracy = MeanMetric(), MeanMetric()
         for batch in data:
-            tokens, targets = batch[:, :-1], batch[:, 1:]
+            tokens, targets = inputs_and_targets(batch)
+            rows = supervised_rows(batch)
             with torch.inference_mode():
-                logits = logits_of(predict(tokens)).float()
-            loss.update(F.cross_entropy(logits.flatten(0, 1), targets.flatten().to(logits.device)), len(batch))
-            accuracy.update((logits.argmax(-1) == targets.to(logits.device)).float())
+                logits = flat_rows(logits_of(predict(tokens)), rows).float()
+            targets = flat_rows(targets, rows).to(logits.device)
+            loss.update(F.cross_entropy(logits, targets), len(targets))
+            accuracy.update((logits.argmax(-1) == targets).float())
         mean = loss.compute()
         return {"loss": mean.item(), "perplexity": mean.exp().item(), "accuracy": accuracy.compute().item()}
 

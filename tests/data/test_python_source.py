@@ -54,7 +54,7 @@ def test_each_file_has_one_split_of_about_the_stated_share(files):
 def test_no_held_out_document_is_in_train():
     data = PythonSource(context=64, vocab_size=300, limit=40)
     data.setup()
-    train, validation, test = (set(data.splits[name].digests) for name in ("train", "validation", "test"))
+    train, validation, test = (set(data.splits[name].keys.tolist()) for name in ("train", "validation", "test"))
     assert train.isdisjoint(validation | test) and validation.isdisjoint(test)
     facts = data.facts()
     assert facts["train"]["documents"] == 40

@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from edgetrain.data import source
+from edgetrain.data import packing, source
 from edgetrain.data.documents import sections
 from edgetrain.data.packing import Windows, pack, spaced_windows, token_dtype
 from edgetrain.data.text import TextData
-from edgetrain.data.tokenizer import train_tokenizer, wrap_tokenizer
 from edgetrain.errors import UserError
 
 WORDS = ("to", "be", "or", "not", "that", "is", "the", "question", "whether", "nobler", "slings", "and", "arrows")
@@ -81,7 +80,7 @@ def test_missing_splits_are_cut_from_train_by_content(documents: Path):
     numbers = [int(text.split(":")[0]) for text in held_out_documents(data, "test")]
     assert 5 <= len(numbers) <= 30
     assert min(numbers) < 100 and max(numbers) > 200
-    digests = [set(split.digests) for split in data.splits.values()]
+    digests = [set(split.keys.tolist()) for split in data.splits.values()]
     assert sum(map(len, digests)) == len(set.union(*digests)) == 300
 
 
@@ -193,6 +192,13 @@ def test_prompts_cross_documents_only_where_none_is_long_enough():
     assert spaced_windows(stream, eos_id=0, count=2, size=6).tolist() == [[1, 2, 0, 3, 4, 5], [0, 3, 4, 5, 6, 0]]
 
 
+def test_ends_of_documents_are_found_across_the_parts_that_are_looked_at(monkeypatch: pytest.MonkeyPatch):
+    stream = np.array([1, 2, 0, 3, 4, 5, 6, 0, 7, 0])
+    monkeypatch.setattr(packing, "PART", 4)
+    assert packing.document_ends(stream, 0).tolist() == [2, 7, 9]
+    assert packing.document_lengths(stream, 0).tolist() == [2, 4, 1]
+
+
 def fails(match: str, path: Path | str, **options) -> None:
     with pytest.raises(UserError, match=match):
         built(path, **options)
@@ -274,13 +280,12 @@ def test_an_unwritable_cache_is_an_error(documents: Path, monkeypatch: pytest.Mo
 
 
 def test_an_interrupted_packing_leaves_no_file(tmp_path: Path):
-    def texts():
-        yield ["whole"]
+    def documents():
+        yield np.array([1, 2], dtype=np.uint16)
         raise KeyboardInterrupt
 
-    tokenizer = wrap_tokenizer(train_tokenizer([["whole"]], 300))
     with pytest.raises(KeyboardInterrupt):
-        pack(texts(), tokenizer, token_dtype(300), tmp_path / "stream.npy")
+        pack(documents(), token_dtype(300), tmp_path / "stream.npy")
     assert list(tmp_path.iterdir()) == []
 
 

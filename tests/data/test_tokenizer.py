@@ -1,8 +1,10 @@
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from conftest import SMALL
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
@@ -78,3 +80,20 @@ def test_a_tokenizer_without_end_of_text_is_an_error(tmp_path: Path):
     config.write_text(config.read_text().replace('"eos_token"', '"other_token"'))
     with pytest.raises(UserError, match="has no end-of-text token; set eos_token"):
         load_tokenizer(str(tmp_path), 300)
+
+
+def test_ids_above_a_gap_count_too(tmp_path: Path):
+    TOKENIZER.save_pretrained(tmp_path)
+    path = tmp_path / "tokenizer.json"
+    content = json.loads(path.read_text())
+    content["model"]["vocab"]["zz"] = 399  # the 301st token
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match="has 400 tokens but data.vocab_size=301; set data.vocab_size=400"):
+        load_tokenizer(str(tmp_path), 301)
+
+
+def test_a_model_of_another_vocabulary_is_an_error_before_training(edgetrain):
+    code, _, err = edgetrain("run", "recipe=layerskip_llama", *SMALL, "model.vocab_size=512", "out=other")
+    assert code == 2 and "Traceback" not in err
+    assert "error: the model's token table has 512 rows but data.vocab_size=300; set data.vocab_size=512" in err
+    assert not Path("other/checkpoints").exists()

@@ -12,6 +12,7 @@ from edgetrain.decoding.exits import Exits, exit_rows
 from edgetrain.errors import UserError
 from edgetrain.folder import RunFolder
 from edgetrain.models.llama import Llama
+from edgetrain.ops.targets import IGNORED
 
 
 def slow_rows(model: Llama, batches: list[torch.Tensor]) -> list[dict[str, float]]:
@@ -37,6 +38,23 @@ def test_rows_equal_one_run_an_exit(trained: SimpleNamespace, monkeypatch: pytes
     for row, slow in zip(exit_rows(trained.model, batches), slow_rows(trained.model, batches), strict=True):
         assert row["perplexity"] == pytest.approx(torch.tensor(row["loss"]).exp().item(), rel=1e-4)
         assert {key: row[key] for key in slow} == pytest.approx(slow, rel=1e-5)
+
+
+def test_rows_of_pairs_count_only_what_is_asked(model: Llama) -> None:
+    generator = torch.Generator().manual_seed(0)
+    batch = torch.randint(256, (3, 2, 20), generator=generator)
+    batch[:, 1, :7] = batch[2, 1, 9:] = IGNORED
+    targets = batch[:, 1].flatten()
+    with torch.no_grad():
+        last = model(batch[:, 0]).argmax(-1).flatten()[targets != IGNORED]
+        for row in exit_rows(model, [batch[:2], batch[2:]]):
+            logits = model.head(model.run_layers(model.embed(batch[:, 0]), 0, row["layer"])).flatten(0, 1)
+            choices = logits.argmax(-1)[targets != IGNORED]
+            assert row["loss"] == pytest.approx(
+                F.cross_entropy(logits, targets).item(), rel=1e-5
+            )  # torch leaves -100 out
+            assert row["accuracy"] == pytest.approx((choices == targets[targets != IGNORED]).double().mean().item())
+            assert row["agreement"] == pytest.approx((choices == last).double().mean().item())
 
 
 def test_the_last_exit_is_the_model_and_agrees_with_itself(trained: SimpleNamespace) -> None:

@@ -44,6 +44,31 @@ def test_prompts_of_different_lengths_decode_together(small: Llama, prompts: lis
     assert decoder.decode(prompts[::-1], NEW) == reference(small, prompts[::-1])  # what the last call left is not read
 
 
+@pytest.mark.parametrize("exit_layer", [1, 3, 4])
+def test_prompts_decode_together_from_an_early_exit(small: Llama, prompts: list[Tensor], exit_layer: int) -> None:
+    decoder = StaticDecoder(small, exit_layer=exit_layer, batch=3)
+    assert decoder.decode(prompts, NEW) == reference(small, prompts, exit_layer=exit_layer)
+    with pytest.raises(UserError, match="exit_layer=5 is outside 1 to 4"):
+        StaticDecoder(small, exit_layer=5)
+
+
+@pytest.mark.parametrize("speculating", [False, True])
+def test_every_prompt_may_have_a_budget_of_its_own(small: Llama, prompts: list[Tensor], speculating: bool) -> None:
+    """A row that has used up its own waits at the end of its cache for the others."""
+    long = [torch.arange(30), *prompts[:2]]
+    options = {"batch": 4, "length": 32}
+    decoder = (
+        StaticSelfSpeculation(small, exit_layer=2, draft_length=3, **options)
+        if speculating
+        else StaticDecoder(small, **options)
+    )
+    budgets = [2, 7, 31]
+    expected = [list(generate(small, prompt, budget)) for prompt, budget in zip(long, budgets, strict=True)]
+    assert decoder.decode(long, budgets) == expected
+    with pytest.raises(UserError, match="a prompt of 30 tokens and 3 new ones exceed the decoder's length=32"):
+        decoder.decode(long, [3, 7, 31])
+
+
 def test_a_stream_is_the_same_tokens_one_by_one(small: Llama, prompts: list[Tensor]) -> None:
     assert list(StaticDecoder(small, length=40).stream(prompts[0], NEW)) == reference(small, prompts)[0]
 

@@ -4,6 +4,7 @@ import copy
 import math
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -19,7 +20,9 @@ from edgetrain.methods.layerskip import (
     exit_weights,
     time_scale,
 )
-from edgetrain.models.llama import Llama
+from edgetrain.models.llama import Block, Llama
+from edgetrain.ops.hidden_states import captured_hidden_states
+from edgetrain.ops.targets import IGNORED
 from edgetrain.tasks.language import Language
 
 LAYERS, VOCAB = 4, 50
@@ -169,10 +172,38 @@ def test_loss_is_the_weighted_sum_over_the_exits(kind: str) -> None:
         short.model.layers = short.model.layers[: layer + 1]
         if hasattr(short, "config"):
             short.config.num_hidden_layers = layer + 1
+        else:
+            short.model.visits = short.model.visits[: layer + 1]
         logits = short.lm_head(states_of(short, batch[:, :-1]))
         expected = expected + weight * F.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten())
     assert states.dtype == torch.float64
     torch.testing.assert_close(loss, expected)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_loss_of_pairs_is_the_weighted_sum_over_the_exits_of_what_is_asked(kind: str) -> None:
+    """Slowly: whole logits of every exit, and a loop over the targets that are there."""
+    model, method = MODELS[kind](), layerskip(p_max=0.0, curriculum="none", e_scale=1.0)
+    method.apply(model, method.plan(model, None))
+    batch = torch.stack([tokens(4, 10), tokens(4, 11)[:, 1:]], dim=1)
+    batch[:, 1, :4] = batch[1, 1, 5:] = IGNORED
+    loss = Language(model, [method], None, total_steps=1).training_step(batch, 0)
+    with captured_hidden_states(model.model.layers) as states:
+        states_of(model, batch[:, 0])
+    expected, asked = torch.zeros((), dtype=torch.float64), [(b, i) for b in range(4) for i in range(4, 10)]
+    asked = [(b, i) for b, i in asked if batch[b, 1, i] != IGNORED]
+    assert len(asked) == 19
+    for state, weight in zip(states, method.weights(0, LAYERS), strict=True):
+        for b, i in asked:
+            logits = model.lm_head(model.model.norm(state[b, i]))
+            expected = expected - weight * logits.log_softmax(-1)[batch[b, 1, i]] / len(asked)
+    torch.testing.assert_close(loss, expected)
+    loss.backward()
+    ours = [parameter.grad.clone() for parameter in model.parameters()]
+    model.zero_grad()
+    expected.backward()
+    for gradient, parameter in zip(ours, model.parameters(), strict=True):
+        torch.testing.assert_close(gradient, parameter.grad)
 
 
 def test_without_dropout_and_exits_loss_and_gradients_are_the_ordinary_ones() -> None:
@@ -260,9 +291,9 @@ def test_a_layer_with_p_0_is_bit_exact_and_one_with_p_1_is_the_identity() -> Non
     method.apply(model, method.plan(model, None))
     batch = tokens()
     states = model.embed(batch)
-    assert model.model.layers[0].drop_probability == 0
+    assert model.model.layers[0].drop_probabilities[0] == 0
     assert torch.equal(model.run_layers(states, 0, 1), plain.run_layers(states, 0, 1))
-    assert model.model.layers[-1].drop_probability == 1
+    assert model.model.layers[-1].drop_probabilities[0] == 1
     assert torch.equal(model.run_layers(states, LAYERS - 1, LAYERS), states)
 
 
@@ -292,11 +323,48 @@ def test_draws_depend_on_seed_step_layer_and_call_alone() -> None:
 def test_probabilities_follow_the_global_step() -> None:
     model, method = small_llama(), layerskip(dropout_schedule="exponential", p_max=0.2, total_steps=101)
     method.apply(model, method.plan(model, None))
-    assert [layer.drop_probability for layer in model.model.layers] == [0] * LAYERS
+    assert [layer.drop_probabilities for layer in model.model.layers] == [[0]] * LAYERS
     method.after_step(model, 100)
-    assert model.model.layers[-1].drop_probability == pytest.approx(0.2)
+    assert model.model.layers[-1].drop_probabilities[0] == pytest.approx(0.2)
     method.after_step(model, 50)
-    assert model.model.layers[-1].drop_probability == pytest.approx(0.2 * (math.sqrt(2) - 1))
+    assert model.model.layers[-1].drop_probabilities[0] == pytest.approx(0.2 * (math.sqrt(2) - 1))
+
+
+@pytest.mark.parametrize("share", ["immediate", "repeat_all", "reverse"])
+def test_shared_blocks_drop_and_exit_as_their_unrolled_model(share: str) -> None:
+    """Every visit is a layer l of eq. 1 to 6; the slow reference runs the visits one by one with a mask."""
+    torch.manual_seed(0)
+    model = Llama(VOCAB, dim=16, layers=LAYERS, heads=2, kv_heads=1, hidden_dim=32, context=32, share=share).double()
+    method, step = layerskip(curriculum="none"), 3
+    method.apply(model, method.plan(model, None))
+    method.after_step(model.train(), step)
+    order, inputs = [visit.block for visit in model.model.visits], tokens()[:, :-1]
+    depth, targets = len(order), tokens()[:, 1:]
+    x, exits, calls = model.embed(inputs), [], dict.fromkeys(range(LAYERS), 0)
+    rotary = (model.model.cosines[: x.shape[1]], model.model.sines[: x.shape[1]])
+    for layer, block in enumerate(order):
+        draw = np.random.default_rng([method.seed, step, block, calls[block]]).random(len(x))
+        calls[block] += 1
+        kept = torch.from_numpy(draw >= 0.5 * (2 ** (layer / (depth - 1)) - 1)).double()[:, None, None]
+        x = x + kept * (Block.forward(model.model.layers[block], x, rotary) - x)
+        loss = F.cross_entropy(model.head(x).flatten(0, 1), targets.flatten())
+        last = layer == depth - 1
+        exits.append(loss * (layer + 0.2 * layer * (layer - 1) / 2 if last else 0.2 * layer * (layer + 1) / 2))
+    expected = sum(exits) / sum(exit_scales(depth, 0.2))
+    task = Language(model, [method], None, 100)
+    task.step = step
+    loss = task.training_step(tokens(), 0)
+    torch.testing.assert_close(loss, expected, atol=1e-12, rtol=0)
+    parameters = list(model.parameters())
+    for a, b in zip(*(torch.autograd.grad(value, parameters) for value in (loss, expected)), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-12, rtol=0)
+
+
+def test_visits_that_use_each_others_keys_are_not_dropped() -> None:
+    model = Llama(VOCAB, 16, LAYERS, 2, 1, 32, 32, share="immediate", share_kv=True)
+    with pytest.raises(UserError, match="share_kv"):
+        layerskip().apply(model, {"layers": LAYERS})
+    layerskip(p_max=0.0).apply(model, {"layers": LAYERS})
 
 
 @pytest.mark.parametrize("kind", MODELS)

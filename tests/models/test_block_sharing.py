@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from edgetrain.decoding.autoregressive import generate
+from edgetrain.decoding.fused import FusedLlama
 from edgetrain.decoding.self_speculative import SelfSpeculation
 from edgetrain.decoding.static import StaticDecoder, StaticSelfSpeculation
 from edgetrain.errors import UserError
@@ -121,6 +122,12 @@ def test_every_way_of_decoding_gives_the_text_without_a_cache(share: str, share_
     for draft_weights in (None, "float32"):
         decoder = StaticSelfSpeculation(model, exit_layer=3, draft_length=3, draft_weights=draft_weights)
         assert decoder.decode([prompt], count) == [expected]
+
+
+def test_a_drafter_holds_only_the_blocks_of_its_layers() -> None:
+    for share, blocks in (("immediate", 2), ("repeat_all", 3), ("reverse", 3)):
+        drafter = FusedLlama(shared(share), layers=3)
+        assert (drafter.layers, len(drafter.blocks), len(drafter.new_cache(1, 8).keys)) == (3, blocks, 3)
 
 
 @torch.no_grad()

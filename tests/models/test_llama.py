@@ -6,11 +6,12 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from allocations import kept
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from edgetrain.errors import UserError
-from edgetrain.models.llama import Llama, short_attention
+from edgetrain.models.llama import Llama, SwiGLU
 
 SHAPES = {
     "tied": {"heads": 4, "kv_heads": 4, "tied": True},
@@ -131,15 +132,6 @@ def test_a_cache_is_as_long_as_the_context_unless_told() -> None:
     assert model.new_cache(batch=3, length=7).values.shape == (LAYERS, 3, 2, 7, 8)
 
 
-@pytest.mark.parametrize("kv_heads", [1, 2, 4])
-def test_short_attention_equals_torchs(kv_heads: int) -> None:
-    generator = torch.Generator().manual_seed(0)
-    q = torch.randn(2, 4, 9, 8, generator=generator, dtype=torch.float64)
-    k, v = torch.randn(2, 2, kv_heads, 9, 8, generator=generator, dtype=torch.float64).unbind()
-    expected = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
-    torch.testing.assert_close(short_attention(q, k, v), expected)
-
-
 def test_bfloat16_training_on_a_cpu_is_close_to_float32() -> None:
     model = llama()
     with torch.autocast("cpu", torch.bfloat16):
@@ -185,3 +177,24 @@ def test_head_counts_that_do_not_divide_are_a_sentence(dim: int, heads: int, kv_
         UserError, match=f"dim={dim} must be a multiple of 2\\*heads .heads={heads}.*kv_heads={kv_heads}"
     ):
         Llama(97, dim, 2, heads, kv_heads, hidden_dim=48, context=16)
+
+
+def test_the_mlp_trains_as_the_plain_formula_and_keeps_half() -> None:
+    """silu(gate) and its product with up are formed again: of four tensors of the inner width two are kept."""
+    torch.manual_seed(0)
+    mlp, rows, inner = SwiGLU(8, 64).double(), 50, 64
+    x = torch.randn(rows, 8, dtype=torch.float64, requires_grad=True)
+
+    def plain() -> torch.Tensor:
+        return (F.silu(x @ mlp.gate_proj.weight.T) * (x @ mlp.up_proj.weight.T)) @ mlp.down_proj.weight.T
+
+    inputs = [x, *mlp.parameters()]
+    upstream = torch.randn(rows, 8, dtype=torch.float64)
+    torch.testing.assert_close(mlp(x), plain())
+    found, expected = (torch.autograd.grad(each, inputs, upstream) for each in (mlp(x), plain()))
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(mlp.eval()(x), plain())
+    mlp.train()
+    result, one = [], rows * inner * 8
+    assert kept(lambda: result.append(mlp(x))) < 2.5 * one
+    assert kept(lambda: result.append(plain())) > 4 * one

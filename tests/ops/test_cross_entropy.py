@@ -3,7 +3,9 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from allocations import largest_allocation
 
+from edgetrain.ops import cross_entropy
 from edgetrain.ops.cross_entropy import linear_cross_entropy
 
 ROWS, DIM, CLASSES = 70, 12, 31
@@ -56,24 +58,37 @@ def test_large_logits_do_not_overflow() -> None:
     torch.testing.assert_close(loss, F.cross_entropy((states * 1e4) @ head.T, targets))
 
 
+def test_rows_normalised_in_pieces_and_a_head_added_in_pieces_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pieces of 2 rows, the last of a chunk shorter: value and gradients stay torch's."""
+    monkeypatch.setattr(cross_entropy, "CACHED", 2 * CLASSES + 5)
+    test_value_and_gradients_equal_torchs(chunk=33)
+
+
+def test_a_chunk_has_fewer_rows_when_there_are_many_classes(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    inner = cross_entropy._LinearCrossEntropy.apply
+    monkeypatch.setattr(cross_entropy._LinearCrossEntropy, "apply", lambda *args: seen.append(args[-1]) or inner(*args))
+    states, head, targets, _ = example()
+    linear_cross_entropy(states, head, targets)
+    monkeypatch.setattr(cross_entropy, "LOGITS", 10 * CLASSES)
+    linear_cross_entropy(states, head, targets)
+    assert seen == [2048, 10]
+
+
+def test_a_second_backward_pass_is_refused_and_not_wrong() -> None:
+    states, head, targets, _ = example()
+    loss = linear_cross_entropy(states, head, targets)
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="a second backward pass"):
+        loss.backward()
+
+
 def test_autocast_products_are_close_to_float32() -> None:
     states, head, targets, weights = example(torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
         loss = linear_cross_entropy(states, head, targets, weights)
     assert loss.dtype == torch.float32
     torch.testing.assert_close(loss, linear_cross_entropy(states, head, targets, weights), rtol=2e-2, atol=0)
-
-
-def largest_allocation(step: object) -> int:
-    """Bytes above the start at the worst moment of a call, from torch's own memory profiler."""
-    with torch.profiler.profile(profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-        step()
-    live = peak = 0
-    for event in profile.profiler.kineto_results.events():
-        if event.name() == "[memory]":
-            live += event.nbytes()
-            peak = max(peak, live)
-    return peak
 
 
 def test_memory_of_five_exits_is_about_one_logits_tensor() -> None:

@@ -40,8 +40,28 @@ def test_the_module_trains_as_torchs_does(precision: torch.dtype) -> None:
         for module in (ours.train(training), theirs):
             module.zero_grad()
             states = x.clone().requires_grad_()
-            with torch.autocast("cpu", dtype=torch.bfloat16):
-                out = module(states)
+            out = module(states)
             out.square().sum().backward()
             found.append((out, states.grad, module.weight.grad))
         torch.testing.assert_close(found[0], found[1])
+
+
+def test_under_autocast_the_result_has_its_type_and_gradients_their_own() -> None:
+    """Rounded once: the value is torch's in bfloat16, and gradients are within its relative 2^-8."""
+    torch.manual_seed(0)
+    ours, theirs = RMSNorm(64, eps=1e-5), torch.nn.RMSNorm(64, eps=1e-5)
+    torch.nn.init.normal_(ours.weight)
+    theirs.load_state_dict(ours.state_dict())
+    x, upstream = torch.randn(20, 64), torch.randn(20, 64).bfloat16()
+    found = []
+    for module in (ours, theirs):
+        states = x.clone().requires_grad_()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            out = module(states)
+        out.to(torch.bfloat16).backward(upstream)
+        found.append((out.to(torch.bfloat16), states.grad, module.weight.grad))
+        assert out.dtype == (torch.bfloat16 if module is ours else torch.float32)
+    assert torch.equal(found[0][0], found[1][0])
+    for one, other in zip(found[0][1:], found[1][1:], strict=True):
+        assert one.dtype == torch.float32
+        assert (one - other).norm() < 2**-8 * other.norm()

@@ -9,7 +9,7 @@ import pytest
 from matplotlib.image import imread
 
 from edgetrain.errors import UserError
-from edgetrain.report.figures import bar_chart, heatmap, line_chart, panel_chart, scatter_chart
+from edgetrain.report.figures import bar_chart, heatmap, line_chart, panel_chart, parallel_chart, scatter_chart, upright
 
 NAN = math.nan
 LINE = [(1.0, 3.0), (2.0, 2.0), (3.0, 1.5)]
@@ -35,6 +35,10 @@ CHARTS = {
     "heat map": lambda: heatmap([[0.5, None], [NAN, 0.25]], [1, 2], [4, 8], "draft length", "exit layer"),
     "flat heat map": lambda: heatmap([[1.0]], ["a"], ["b"], "x", "y", ".0f", value_label="accepted"),
     "scatter": lambda: scatter_chart({"a": LINE}, "modelled (ms)", "measured (ms)", diagonal="equal"),
+    "dots": lambda: line_chart({"a": LINE, "b": LINE}, "trial", "loss", dots=["a"]),
+    "parallel": lambda: parallel_chart(
+        {"rate": [0.1, 1.0, 10.0], "model": ["a", "b", "a"], "loss": [3, 2, NAN]}, log=["rate"]
+    ),
     "bounds": lambda: scatter_chart({"a": LINE}, "x", "y", log_x=True, log_y=True, bounds={"a": [4.0, 3.0, 2.0]}),
 }
 
@@ -91,6 +95,23 @@ def test_band_of_another_length_is_refused() -> None:
 def test_grid_that_does_not_fit_its_ticks_is_refused() -> None:
     with pytest.raises(ValueError, match="2 by 1 ticks"):
         heatmap([[1.0]], [1], [1, 2], "x", "y")
+
+
+def test_upright_axes_reach_from_the_lowest_to_the_highest_and_words_have_places() -> None:
+    assert upright([1.0, 10.0, 100.0], log=True)[0] == pytest.approx([0, 0.5, 1])
+    assert upright([1.0, 10.0, 100.0], log=False)[0] == pytest.approx([0, 1 / 11, 1])
+    assert upright([64, 192, 128], log=False)[1] == [(0, "64"), (0.5, "128"), (1, "192")]
+    assert upright(["b", "a", "b"], log=False) == ([0.75, 0.25, 0.75], [(0.25, "a"), (0.75, "b")])
+    assert upright([2, 2], log=True) == ([0.5, 0.5], [(0.5, "2")])
+
+
+def test_the_best_row_of_a_parallel_chart_is_that_of_the_good_end() -> None:
+    """Which row is thick depends on which end is good, and not on the order of the rows."""
+    low, high = ({"x": [1, 2], "loss": losses} for losses in ([3.0, 5.0], [5.0, 3.0]))
+    swapped = {"x": [2, 1], "loss": [5.0, 3.0]}
+    assert parallel_chart(low) == parallel_chart(swapped)
+    assert parallel_chart(low) != parallel_chart(low, low_is_good=False)
+    assert parallel_chart(low) != parallel_chart(high)
 
 
 def test_dollar_signs_are_text_not_formulas() -> None:
