@@ -89,7 +89,7 @@ def main(arguments: list[str] | None = None) -> int:
 def run_verb(arguments: list[str]) -> int:
     smoke, overrides = take_flag(arguments, "--smoke")
     resume = take_value(overrides, "resume")
-    if resume and Path(resume, "sweep.json").is_file():
+    if resume and os.path.isfile(Path(resume, "sweep.json")):  # False, where Path raises, for a name too long
         return sweep_verb(arguments)
     study, config, folder = resumed(resume, overrides) if resume else planned(overrides, smoke)
     if study and under_torchrun():

@@ -9,7 +9,7 @@ PROGRAM = """
 import resource, torch
 from edgetrain.allocator import keep_freed_memory
 kept = {kept} and keep_freed_memory()
-for _ in range(3):
+for _ in range(20):  # until the heap has room between what else is in it
     torch.zeros(2**24)  # 64 MiB
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 torch.zeros(2**24)

@@ -22,7 +22,7 @@ from edgetrain.ops.blocks import recomputing
 
 
 def load_litgpt(checkout: str) -> None:
-    """Import the package of a checkout: its code runs. Raises UserError when there is none, or it cannot be imported."""
+    """Import a checkout's package: its code runs. Raises UserError when there is none or it cannot be imported."""
     place = Path(checkout).expanduser().resolve()
     if not (place / "litgpt" / "model.py").is_file():
         raise UserError(f"litgpt={checkout}: there is no litgpt/model.py in it; give the folder of a litgpt checkout")

@@ -27,8 +27,8 @@ from edgetrain.data.stream import ROWS, StreamLoader, StreamWindows
 from edgetrain.errors import UserError
 from edgetrain.folder import write_atomic
 
-TOKENIZER_DOCUMENTS = 10_000  # of train, and at most
-TOKENIZER_CHARACTERS = 100_000_000  # that a tokenizer is trained on
+TOKENIZER_DOCUMENTS = 10_000  # that a tokenizer is trained on, unless they have
+TOKENIZER_CHARACTERS = 100_000_000  # and more
 OPEN_FILES = 8
 ENDLESS = 2**40  # batches
 
@@ -66,6 +66,8 @@ class TextStream(PackedText):
         workers: int = 1,
     ) -> None:
         super().__init__(path, context, batch_size, vocab_size, tokenizer, seed, workers=0)
+        if shuffle < 1:
+            raise UserError(f"data.shuffle={shuffle} must be at least 1, which keeps the order of the set")
         self.column, self.shuffle, self.readers = column, shuffle, workers
         self.held_out_tokens = {"validation": validation_tokens, "test": test_tokens}
         self.sources: dict[str, Stream] = {}

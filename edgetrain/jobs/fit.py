@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import LearningRateMonitor, RichProgressBar
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.distributed.tensor import DTensor
 
+from edgetrain.allocator import keep_freed_memory
 from edgetrain.build import Trained, build, build_trained, finish, load_trained
 from edgetrain.checkpoint import load_weights, model_weights, resume_point
 from edgetrain.config import Config
@@ -59,6 +60,7 @@ class Fit:
 
     def run(self, config: Config, folder: RunFolder) -> Result:
         """Train, or with `config.resume` go on from the newest whole checkpoint, or from the start before the first."""
+        keep_freed_memory()
         checkpoint, state = resume_point(folder) if config.resume else (None, {})
         trained = build_trained(config, state.get("edgetrain", {}).get("plans"))
         if checkpoint:  # fails with a sentence where Lightning would with a traceback; it loads them again itself

@@ -15,6 +15,7 @@ import pandas
 import pytest
 import torch
 from conftest import SMALL
+from ranks import command
 
 from edgetrain.data import source, text_stream
 from edgetrain.data.packing import Windows
@@ -219,6 +220,7 @@ def test_what_cannot_be_streamed_is_an_error(train_only: Path, tmp_path: Path, m
     )
     fails("data.column=number of data.path=.* holds int64, not text", train_only, column="number")
     fails("data.path=.*none does not exist", tmp_path / "none")
+    fails("data.shuffle=0 must be at least 1", train_only, shuffle=0)
     fails("the validation split of .* tokens, one window of data.context=5000 needs 5001", train_only, context=5000)
     (tmp_path / "damaged").mkdir()
     (tmp_path / "damaged" / "train.parquet").write_bytes(b"no parquet")
@@ -257,6 +259,16 @@ def test_a_resumed_run_ends_bit_equal_to_an_uninterrupted_one(edgetrain, streame
     assert whole.keys() == cut.keys() and all(torch.equal(whole[key], cut[key]) for key in whole)
     metrics = json.loads(Path("whole/metrics.json").read_text())
     assert metrics["train"] == {"files": 1} and metrics["tokens_trained"] == 12 * 4 * 32
+
+
+def test_a_resumed_run_of_two_processes_ends_bit_equal(streamed: Path) -> None:
+    run = [*RUN, "trainer.accelerator=cpu", "trainer.devices=2", "trainer.strategy=ddp"]
+    parts = [["out=whole"], ["out=cut", "trainer.max_steps=3"]]
+    for arguments in ([*run, *parts[0]], [*run, *parts[1]], ["resume=cut", "trainer.max_steps=6"]):
+        ended = command(*arguments, place=streamed)
+        assert [rank.code for rank in ended] == [0, 0], ended[0].said + ended[1].said
+    whole, cut = weights("whole"), weights("cut")
+    assert whole.keys() == cut.keys() and all(torch.equal(whole[key], cut[key]) for key in whole)
 
 
 def test_sigterm_to_every_process_saves_and_says_how_to_resume(streamed: Path) -> None:

@@ -87,6 +87,12 @@ def test_text_where_ids_should_be_is_an_error(tmp_path: Path, tokenizer: str):
         built(tmp_path / "x.jsonl", tokenizer)
 
 
+def test_a_line_is_a_document(nodes: Path, tokenizer: str):
+    data = built(nodes, tokenizer)
+    table = next(data.sources["train"].tables(1, 5, first=2))
+    assert [ids.tolist() for ids in data.documents().read(table)] == [line(number) for number in range(210, 215)]
+
+
 def test_empty_and_missing_lists_are_left_out(tmp_path: Path, tokenizer: str):
     rows = [[1, 2], [], None, [3], [4, 5, 6]]
     (tmp_path / "lines").mkdir()

@@ -165,7 +165,7 @@ def test_a_random_tail_still_gives_the_full_models_output(model: Llama, held_out
     expected = greedy(other, held_out[:40], NEW)
     decoding = SelfSpeculation(other, held_out[:40], NEW, exit_layer=exit_layer, draft_length=4)
     assert list(decoding) == expected
-    assert decoding.stats.acceptance < 0.5
+    assert decoding.stats.accepted < decoding.stats.drafted
 
 
 def test_trace_and_counts_agree(model: Llama, held_out: Tensor) -> None:

@@ -64,6 +64,20 @@ def test_hugging_faces_own_checkpointing_repeats_the_draws(p_max: float) -> None
     torch.testing.assert_close(gradients(model, p_max), gradients(hugging_face(), p_max), rtol=0, atol=0)
 
 
+def test_draws_are_repeated_in_reverse_where_two_batches_share_a_backward_pass() -> None:
+    def gradients_of_both(model: LlamaForCausalLM) -> dict[str, Tensor]:
+        method = LayerSkip(p_max=0.9, e_scale=0.3, total_steps=5, rotation=2)
+        method.apply(model, method.plan(model, None))
+        task = Language(model, [method], None, total_steps=5).train()
+        first, second = (task.training_step(part, 0) for part in TOKENS.chunk(2))
+        (first + second).backward()
+        return {name: weight.grad for name, weight in model.named_parameters()}
+
+    model = hugging_face()
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    torch.testing.assert_close(gradients_of_both(model), gradients_of_both(hugging_face()), rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("recomputed", [False, True])
 @pytest.mark.parametrize("p_max", [0.0, 0.9])
 def test_compiled_blocks_give_the_same_gradients(

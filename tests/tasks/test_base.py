@@ -28,6 +28,7 @@ def task_with(lr: float, lr_samples: int | None, batch: int, processes: int, acc
         (1024, 32, 8, 1, 5e-4),  # its repository's script: 8 of them
         (1024, 32, 8, 4, 2e-3),
         (1024, 8, 1, 1, 1.5625e-5),
+        (256, 32, 8, 1, 2e-3),
         (None, 32, 8, 1, 2e-3),
     ],
 )
