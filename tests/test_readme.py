@@ -24,9 +24,9 @@ def test_every_command_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr("edgetrain.doctor.REQUIRED", {"torch": "torch"})  # importing all takes half a minute
     monkeypatch.setattr("edgetrain.doctor.OPTIONAL", {})
     typed = commands()
-    assert len(typed) == 17
+    assert len(typed) == 22
     for arguments in typed:
-        trains = arguments[0].startswith("recipe=") and "--smoke" not in arguments
+        trains = (arguments[0].startswith("recipe=") or arguments[0] == "sweep") and "--smoke" not in arguments
         assert main([*arguments, *(["--smoke"] if trains else [])]) == 0, arguments
 
 

@@ -18,6 +18,17 @@ def test_contenders_take_turns_and_every_other_round_runs_backwards(machine) -> 
     assert "".join(machine.turns) == "abc" * 2 + "abc" + "cba" + "abc"
 
 
+@pytest.mark.parametrize(
+    ("minutes", "rounds"),
+    [(None, 9), (10, 9), (1, 5), (59 / 60, 4), (0, 1)],
+)
+def test_no_round_begins_that_would_end_after_the_minutes(machine, minutes: float | None, rounds: int) -> None:
+    """A round takes 10 s, the warm-up too: 60 s hold five counted ones, 59 s four. The first is always made."""
+    contenders = [machine.contender("a", [4.0]), machine.contender("b", [6.0])]
+    timings = measure(contenders, repeats=9, warmup=1, threads=1, minutes=minutes)
+    assert [len(timing.rates) for timing in timings] == [rounds, rounds]
+
+
 def test_rates_are_units_over_seconds_of_the_counted_repeats(machine) -> None:
     (timing,) = measure([machine.contender("a", [99.0, 1.0, 2.0, 4.0], units=8)], repeats=3, warmup=1, threads=1)
     assert timing.rates == [8.0, 4.0, 2.0]
