@@ -30,7 +30,7 @@ class _RMSNorm(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: FunctionCtx, upstream: Tensor) -> tuple[Tensor, Tensor, None]:
         normal, scale, weight = ctx.saved_tensors
-        normal, upstream = normal.to(weight.dtype), upstream.to(weight.dtype)
+        normal = normal.to(weight.dtype)
         weight_gradient = (upstream * normal).reshape(-1, len(weight)).sum(0)
         # d normal / d x = scale * (1 - normal normal^T / dim)
         gradient = upstream * weight

@@ -16,3 +16,4 @@ def test_a_window_is_a_function_of_seed_and_number() -> None:
     assert torch.equal(one[7], again[7])
     assert not torch.equal(one[7], one[8])
     assert not torch.equal(one[7], other[7])
+    assert not torch.equal(one[8], other[7])  # of neighbouring seeds, neither

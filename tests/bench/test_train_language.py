@@ -81,7 +81,7 @@ def test_the_batch_of_the_memory() -> None:
     config = training_config("layerskip_llama", ["model=mobilellm_tiny"], 1)
     assert batch_of("8x2048", config) == (8, 2048)
     assert batch_of(None, config) == (1, 2048)
-    for wrong in ("8*2048", "0x2048", "8x", "2048"):
+    for wrong in ("8*2048", "0x2048", "8x", "2048", "8x2048x2"):
         with pytest.raises(UserError, match="sequences and the tokens of each"):
             batch_of(wrong, config)
 
