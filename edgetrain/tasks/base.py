@@ -104,6 +104,7 @@ class Task(lightning.LightningModule):
     def on_train_batch_end(self, *_: Any) -> None:
         if self.trainer.global_step != self.step:  # unchanged while gradients accumulate
             self.after_step(self.trainer.global_step)
+            self.zero_grad()  # Lightning would hold them through the next forward pass, beside its activations
 
     def learning_rate_scale(self, step: int) -> float:
         """The factor on the peak learning rate at an optimiser step."""

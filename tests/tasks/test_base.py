@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+import lightning
 import pytest
 import torch
 from torch import nn
@@ -53,3 +54,19 @@ def test_without_a_trainer_the_rate_stands() -> None:
 def test_no_samples_a_step_are_refused() -> None:
     with pytest.raises(UserError, match="task.lr_samples=0 must be at least 1, or null"):
         task_with(2e-3, 0, 32, 8, 1)
+
+
+def test_no_gradient_is_held_through_a_forward_pass_unless_they_accumulate() -> None:
+    """Two batches a step: the first begins without gradients, the second with those of the first."""
+    held = []
+
+    class Squares(Task):
+        def training_step(self, batch: torch.Tensor, index: int) -> torch.Tensor:
+            held.append(self.model.weight.grad is not None)
+            return self.model(batch).square().mean()
+
+    task = Squares(nn.Linear(2, 2), [], lambda groups: torch.optim.SGD(groups, lr=0.1), total_steps=3)
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "accelerator": "cpu"}
+    trainer = lightning.Trainer(max_steps=3, accumulate_grad_batches=2, enable_model_summary=False, **quiet)
+    trainer.fit(task, torch.utils.data.DataLoader(torch.ones(12, 2), batch_size=2))
+    assert held == [False, True] * 3
