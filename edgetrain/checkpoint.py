@@ -158,7 +158,7 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor], source: str) -> N
     held: dict[int, str] = {}
     for key in weights:
         twin = held.setdefault(own[key].data_ptr() or id(own[key]), key)
-        if not torch.equal(weights[key], weights[twin]):
+        if twin != key and not torch.equal(weights[key], weights[twin]):
             raise UserError(
                 f"the weights of {source} do not fit this model: {twin} and {key} differ, and the model has one tensor "
                 "for both; set model.tied=false"

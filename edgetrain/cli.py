@@ -134,20 +134,18 @@ def carried_out(work: Callable[[], list[str]], folder) -> int:  # noqa: ANN001 -
 
 def sweep_verb(arguments: list[str]) -> int:
     from edgetrain.sweep.plan import plan_sweep
+    from edgetrain.sweep.run import resumed_sweep, run_sweep
 
     smoke, overrides = take_flag(arguments, "--smoke")
     resume = take_value(overrides, "resume")
     if under_torchrun():
         raise UserError("a sweep starts the processes of its runs itself; start it without torchrun")
     if resume:
-        from edgetrain.sweep.run import resumed_sweep, run_sweep
-
         sweep, folder = resumed_sweep(resume, overrides)
     else:
         sweep = plan_sweep(overrides, smoke)
         from edgetrain.folder import RunFolder
         from edgetrain.sweep.ledger import check_storage
-        from edgetrain.sweep.run import run_sweep
 
         check_storage(sweep)
         folder = RunFolder.create(Path(sweep.config.recipe).stem, sweep.config.out)

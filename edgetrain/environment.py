@@ -5,11 +5,13 @@ import platform
 import shlex
 import subprocess
 import sys
+from contextlib import suppress
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+STATUS, MEMORY = Path("/proc/self/status"), Path("/proc/meminfo")
 PACKAGES = ("torch", "lightning", "hydra-core", "transformers", "datasets", "torchaudio", "flwr", "optuna", "numpy")
 
 
@@ -30,6 +32,24 @@ def processor() -> str:
 
 def memory_gib() -> float:
     return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
+
+
+def resident(which: str = "VmRSS") -> int | None:
+    """Bytes of this process in memory now, or with VmHWM at most so far; None where the system does not tell.
+
+    Not getrusage's ru_maxrss: on Linux that begins with the size of the process that started this one.
+    """
+    return proc_bytes(STATUS, which)
+
+
+def proc_bytes(path: Path, name: str) -> int | None:
+    """A line `name: N kB` of a file in /proc, in bytes."""
+    with suppress(OSError):
+        for line in path.read_text().splitlines():
+            key, _, value = line.partition(":")
+            if key == name:
+                return 1024 * int(value.split()[0])
+    return None
 
 
 def commit() -> str:

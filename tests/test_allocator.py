@@ -8,7 +8,7 @@ import pytest
 PROGRAM = """
 import resource, torch
 from edgetrain.allocator import keep_freed_memory
-from edgetrain.bench.fresh_process import resident
+from edgetrain.environment import resident
 kept = {kept} and keep_freed_memory()
 before = resident()
 tensors = [torch.zeros(2**24) for _ in range(4)]  # of 64 MiB

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from edgetrain.bench.fresh_process import in_fresh_process, resident
+from edgetrain.bench.fresh_process import in_fresh_process
 from edgetrain.bench.results import show_rows, timing_rows
 from edgetrain.bench.side_by_side import Contender, Timing, measure, ratio
 from edgetrain.build import build
@@ -20,6 +20,7 @@ from edgetrain.compose import compose
 from edgetrain.config import Config, make
 from edgetrain.decoding.fused import Weights
 from edgetrain.decoding.static import StaticDecoder
+from edgetrain.environment import resident
 from edgetrain.errors import UserError
 from edgetrain.folder import Row, RunFolder
 from edgetrain.models.huggingface import save_llama, unrolled_weights
@@ -47,7 +48,7 @@ def decode(
     config = decoding_config(list(overrides), prompt_length + new_tokens)
     prompt = torch.randint(config.data["vocab_size"], (prompt_length,), generator=torch.Generator().manual_seed(0))
     models = {name: model_of(config, name) for name in (PLAIN, SHARED, UNROLLED)}
-    sizes = {name: file_size(model, name == UNROLLED) for name, model in models.items()}
+    sizes = {name: file_size(model) for name, model in models.items()}
     decoders = {name: StaticDecoder(model, weights=weights, compiled=compiled) for name, model in models.items()}
     texts: dict[str, list[int]] = {}
 
@@ -109,10 +110,10 @@ def model_of(config: Config, name: str) -> Llama:
     return model
 
 
-def file_size(model: Llama, unrolled: bool) -> int:
+def file_size(model: Llama) -> int:
     """Bytes of the exported weights."""
     with tempfile.TemporaryDirectory() as place:
-        save_llama(model, Path(place), unrolled=unrolled)
+        save_llama(model, Path(place))
         return (Path(place) / "model.safetensors").stat().st_size
 
 

@@ -5,13 +5,11 @@ import json
 import resource
 import subprocess
 import sys
-from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
+from edgetrain import environment
 from edgetrain.errors import UserError
 
-STATUS, MEMORY = Path("/proc/self/status"), Path("/proc/meminfo")
 SPARE = 2**30  # bytes that a fresh process leaves to the rest of the machine
 
 
@@ -30,25 +28,9 @@ def in_fresh_process(function: str, **arguments: Any) -> Any:
     return json.loads(ended.stdout.splitlines()[-1])
 
 
-def resident(which: str = "VmRSS") -> int | None:
-    """Bytes of this process in memory now, or with VmHWM at most so far; None where the system does not tell.
-
-    Not getrusage's ru_maxrss: on Linux that begins with the size of the process that started this one.
-    """
-    return _kibibytes(STATUS, which)
-
-
-def _kibibytes(path: Path, name: str) -> int | None:
-    with suppress(OSError):
-        for line in path.read_text().splitlines():
-            key, _, value = line.partition(":")
-            if key == name:
-                return 1024 * int(value.split()[0])
-    return None
-
-
 def _limit_memory() -> None:
-    free, used = _kibibytes(MEMORY, "MemAvailable"), _kibibytes(STATUS, "VmData")
+    free = environment.proc_bytes(environment.MEMORY, "MemAvailable")
+    used = environment.resident("VmData")
     if free is not None and used is not None:
         _, hard = resource.getrlimit(resource.RLIMIT_DATA)
         resource.setrlimit(resource.RLIMIT_DATA, (max(used, used + free - SPARE), hard))

@@ -16,12 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from edgetrain.bench.fresh_process import in_fresh_process, resident
+from edgetrain.bench.fresh_process import in_fresh_process
 from edgetrain.bench.litgpt import load_litgpt
 from edgetrain.bench.paused import Finished
 from edgetrain.bench.trainers import trainings
 from edgetrain.build import build
 from edgetrain.config import Config, make
+from edgetrain.environment import resident
 from edgetrain.errors import UserError
 from edgetrain.folder import Row
 from edgetrain.jobs.memory import out_of_memory

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerFast
 
 from edgetrain.data.documents import Contents
-from edgetrain.data.packing import Windows, cache_folder, spaced_windows
+from edgetrain.data.packing import Windows, cache_folder, prompts_of
 from edgetrain.data.tokenizer import load_tokenizer, train_tokenizer, wrap_tokenizer
 from edgetrain.errors import UserError
 from edgetrain.folder import Row, write_atomic
@@ -65,14 +65,8 @@ class PackedText(LightningDataModule):
         The same for every seed. Within single documents where any is long enough. Raises UserError when the split is
         shorter than one window.
         """
-        try:
-            windows = spaced_windows(self.streams[split], self.eos_id, count, length + continuation)
-        except ValueError as error:
-            raise UserError(
-                f"the {split} split of {self.path} is too short for prompts ({error}); ask for a shorter prompt"
-                " or continuation, or give more text"
-            ) from error
-        return windows[:, :length], windows[:, length:]
+        where = f"the {split} split of {self.path}"
+        return prompts_of(self.streams[split], self.eos_id, count, length, continuation, where, "text")
 
     def set_tokenizer(self, corpus: str, texts: Callable[[], Iterable[list[str]]]) -> None:
         """The tokenizer of the folder that was named, or one trained on `texts()`; cached by `corpus`, their hash."""

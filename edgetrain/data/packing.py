@@ -119,6 +119,22 @@ def document_lengths(stream: np.ndarray, eos_id: int) -> np.ndarray:
     return np.diff(document_ends(stream, eos_id), prepend=-1) - 1
 
 
+def prompts_of(
+    stream: np.ndarray, eos_id: int, count: int, length: int, continuation: int, where: str, more: str
+) -> tuple[Tensor, Tensor]:
+    """`spaced_windows` in two: int64 [count, length], and what the text goes on with, [count, continuation].
+
+    Raises UserError, naming `where` and asking for `more`, when the stream is shorter than one window.
+    """
+    try:
+        windows = spaced_windows(stream, eos_id, count, length + continuation)
+    except ValueError as error:
+        raise UserError(
+            f"{where} is too short for prompts ({error}); ask for a shorter prompt or continuation, or give more {more}"
+        ) from error
+    return windows[:, :length], windows[:, length:]
+
+
 def spaced_windows(stream: np.ndarray, eos_id: int, count: int, size: int) -> Tensor:
     """`count` windows of `size` tokens, evenly spaced over the stream: int64 [count, size].
 

@@ -26,7 +26,7 @@ from transformers import PreTrainedTokenizerFast
 
 from edgetrain.data.documents import HELD_OUT, drawn_split
 from edgetrain.data.order import ResumableLoader
-from edgetrain.data.packing import encode, spaced_windows, token_dtype
+from edgetrain.data.packing import encode, prompts_of, token_dtype
 from edgetrain.data.preview import Preview, content_keys, duplicate_rows
 from edgetrain.data.source import read_splits
 from edgetrain.data.tokenizer import load_tokenizer, train_tokenizer, wrap_tokenizer
@@ -178,14 +178,8 @@ class PairsData(LightningDataModule):
         Within single samples where any is long enough. Raises UserError when the split is shorter than one window.
         """
         ids = [part for pair in self.splits[split].pairs for part in (pair.prompt_ids, pair.completion_ids)]
-        try:
-            windows = spaced_windows(np.concatenate(ids), self.eos_id, count, length + continuation)
-        except ValueError as error:
-            raise UserError(
-                f"the {split} split of {self.path} is too short for prompts ({error}); ask for a shorter prompt"
-                " or continuation, or give more pairs"
-            ) from error
-        return windows[:, :length], windows[:, length:]
+        where = f"the {split} split of {self.path}"
+        return prompts_of(np.concatenate(ids), self.eos_id, count, length, continuation, where, "pairs")
 
     def _in_order(self, split: str) -> DataLoader:
         # Its own generator, as in ResumableLoader: validation must not move the global one.

@@ -18,6 +18,8 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from edgetrain.environment import resident
+
 Shape = tuple[int, ...]
 
 # Dense bfloat16 FLOP/s by the first name that torch's device name contains; NVIDIA's data sheets, whose figures with
@@ -61,5 +63,8 @@ def peak_memory(device: torch.device) -> float:
     """Largest so far, in GiB: of this process on a CPU, of torch's tensors on a GPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
-    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return largest * (1 if sys.platform == "darwin" else 1024) / 2**30  # Linux counts KiB
+    largest = resident("VmHWM")
+    if largest is None:  # not Linux: getrusage counts bytes on macOS, KiB elsewhere
+        unit = 1 if sys.platform == "darwin" else 1024
+        largest = unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return largest / 2**30

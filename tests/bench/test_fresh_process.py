@@ -6,11 +6,12 @@ import sys
 import pytest
 import torch
 
+from edgetrain import environment
 from edgetrain.bench import fresh_process
-from edgetrain.bench.fresh_process import in_fresh_process, resident
+from edgetrain.bench.fresh_process import in_fresh_process
+from edgetrain.environment import resident
 from edgetrain.errors import UserError
 
-HERE = "edgetrain.bench.fresh_process"
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 
@@ -30,7 +31,7 @@ def test_the_largest_memory_is_not_that_of_the_process_that_started_it() -> None
     """The trap of getrusage: a child's ru_maxrss begins with its parent's."""
     big = torch.ones(2**28, dtype=torch.uint8)
     assert resident() > big.nbytes
-    assert in_fresh_process(f"{HERE}.resident", which="VmHWM") < 100 * 2**20
+    assert in_fresh_process("edgetrain.environment.resident", which="VmHWM") < 100 * 2**20
     del big
     assert resident("VmHWM") >= resident()
 
@@ -40,12 +41,12 @@ def test_a_process_gets_no_more_than_is_free(monkeypatch: pytest.MonkeyPatch, tm
     limits = []
     (tmp_path / "meminfo").write_text("MemTotal: 99999999 kB\nMemAvailable:    3145728 kB\n")
     (tmp_path / "status").write_text("VmData:\t  1048576 kB\nVmRSS:\t 5 kB\n")
-    monkeypatch.setattr(fresh_process, "MEMORY", tmp_path / "meminfo")
-    monkeypatch.setattr(fresh_process, "STATUS", tmp_path / "status")
+    monkeypatch.setattr(environment, "MEMORY", tmp_path / "meminfo")
+    monkeypatch.setattr(environment, "STATUS", tmp_path / "status")
     monkeypatch.setattr(fresh_process.resource, "setrlimit", lambda which, limit: limits.append(limit[0]))
     fresh_process._limit_memory()
     assert limits == [(1 + 3 - 1) * 2**30]  # what it has, and all that is free but the spare GiB
-    monkeypatch.setattr(fresh_process, "STATUS", tmp_path / "none")
+    monkeypatch.setattr(environment, "STATUS", tmp_path / "none")
     assert resident() is None
     fresh_process._limit_memory()
     assert len(limits) == 1
