@@ -18,7 +18,7 @@ from edgetrain.signatures import home, signature
 Node = dict[str, Any]
 
 SINGLE_GROUPS = ("job", "data", "model", "task", "optimizer", "trainer")
-LIST_GROUPS = ("method", "measure", "export", "logger")
+LIST_GROUPS = ("method", "measure", "hardware", "export", "logger")
 GROUPS = SINGLE_GROUPS + LIST_GROUPS
 MISSING = "???"
 
@@ -33,7 +33,9 @@ RUNTIME = {
 
 # What a run folder or a checkpoint from elsewhere may name without trust=[package]: these rooms, which define what
 # recipes build, and library classes. The capital letter keeps out functions, and modules that a module imports.
-TRUSTED_ROOMS = r"edgetrain\.(jobs|xr|federated|privacy|evaluation|export|decoding|tasks|methods|models|data)\."
+TRUSTED_ROOMS = (
+    r"edgetrain\.(jobs|xr|federated|privacy|evaluation|export|decoding|tasks|methods|models|data|hardware)\."
+)
 TRUSTED = re.compile(
     r"torch\.optim\.(lr_scheduler\.)?[A-Z]\w*"
     r"|lightning(\.pytorch)?\.Trainer"
@@ -111,6 +113,7 @@ class Config:
     trainer: Node | None = None
     method: dict[str, Node] = field(default_factory=dict)
     measure: dict[str, Node] = field(default_factory=dict)
+    hardware: dict[str, Node] = field(default_factory=dict)
     export: dict[str, Node] = field(default_factory=dict)
     logger: dict[str, Node] = field(default_factory=dict)
     smoke: list[str] = field(default_factory=list)  # overrides that shrink the run to seconds

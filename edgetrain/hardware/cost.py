@@ -1,0 +1,110 @@
+"""What a device says of a workload: time, energy and traffic of every layer, memory, area, and its sources.
+
+All figures are modelled, none is measured. Units are SI: seconds, joules, bytes; areas in mm2.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from edgetrain.errors import UserError, listing
+from edgetrain.hardware.workload import Workload
+
+
+@dataclass(frozen=True, slots=True)
+class LayerCost:
+    """One layer on one device.
+
+    joules: None where the device has no model of energy; moved: bytes by memory level; energy: joules by part (core,
+    SRAM, DRAM), which add up to `joules`; uncovered: why the device has no figure for this layer, which then counts
+    nothing and is listed.
+    """
+
+    name: str
+    kind: str
+    macs: int
+    seconds: float = 0.0
+    joules: float | None = None
+    moved: Mapping[str, float] = field(default_factory=dict)
+    energy: Mapping[str, float] = field(default_factory=dict)
+    component: str = ""
+    uncovered: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """A capacity of a board: what is needed of it, and what there is, in bytes. Too little is a result, no error."""
+
+    name: str
+    needed: int
+    available: int
+
+    @property
+    def fits(self) -> bool:
+        return self.needed <= self.available
+
+
+@dataclass(frozen=True)
+class Cost:
+    """A workload on a device.
+
+    activation_bytes: most that live at once, None where the device has no plan of it; weight_bytes: stored weights,
+    shared ones once; macs_per_second, bytes_per_second: the device's roof, at the narrowest format; sources: where each
+    constant is from, of which `unverified` ones have not been read in their source; notes: what to know of the figures.
+    """
+
+    device: str
+    workload: str
+    rows: tuple[LayerCost, ...]
+    weight_bytes: int
+    activation_bytes: int | None = None
+    area_mm2: float | None = None
+    macs_per_second: float | None = None
+    bytes_per_second: float | None = None
+    limits: tuple[Limit, ...] = ()
+    sources: Mapping[str, str] = field(default_factory=dict)
+    unverified: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def seconds(self) -> float:
+        return sum(row.seconds for row in self.rows)
+
+    @property
+    def joules(self) -> float | None:
+        """None when no row has a figure."""
+        known = [row.joules for row in self.rows if row.joules is not None]
+        return sum(known) if known else None
+
+    @property
+    def uncovered(self) -> tuple[LayerCost, ...]:
+        return tuple(row for row in self.rows if row.uncovered)
+
+    @property
+    def fits(self) -> bool:
+        return all(limit.fits for limit in self.limits)
+
+
+class Device(Protocol):
+    """Anything that has a name and costs workloads. Raises UserError for a workload that it cannot read."""
+
+    name: str
+
+    def cost(self, workload: Workload) -> Cost: ...
+
+
+def check_sources(
+    device: str, constants: Mapping[str, object], sources: Mapping[str, str], unverified: list[str]
+) -> None:
+    """Raises UserError when a constant has no source, or when a source or a mark is for none of them."""
+    for name in constants:
+        if not str(sources.get(name, "")).strip():
+            raise UserError(
+                f"hardware {device}: the constant '{name}' has no source; say in sources.{name} where it is from"
+            )
+    unknown = [name for name in (*sources, *unverified) if name not in constants]
+    if unknown:
+        raise UserError(
+            f"hardware {device}: {listing(dict.fromkeys(unknown))} in sources or unverified is none of its constants; "
+            f"they are {listing(constants)}"
+        )
