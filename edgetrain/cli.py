@@ -34,6 +34,12 @@ verbs
   generate  run=RUN prompt=TEXT [tokens=128] [temperature=0] [exit_layer=E] [draft=D|auto] [seed=0]
             [weights=int8] [draft_weights=int8] [compiled=true]
   measure   run=RUN [measure=[exits,...]]         measure again, into the run's report
+  cost      model=timm model.name=NAME input=[1,3,224,224] [hardware=[cortex_m7,bitfusion,nvdla]] [out=DIR]
+            recipe=NAME hardware=[...] [key=value]
+                                                  a model layer by layer on every device, untrained; a device is an
+                                                  option or a YAML file of your own: hardware=[my_board.yaml]
+            table=FILE [network=NAME]             a table of layers: .csv, .json, or .m of MAESTRO and XRBench
+            run=RUN hardware=[...]                what a run trained, into the run's report
   export    run=RUN [export=[huggingface]]        write a deployable artefact and judge it
   report    run=RUN [baseline=RUN]                draw report.html again
             compare=[RUN,RUN] [out=DIR]           what differs between runs: configuration, machine, metrics
@@ -212,6 +218,32 @@ def measure_verb(arguments: list[str]) -> None:
     report(trained.config, folder)
 
 
+def cost_verb(arguments: list[str]) -> None:
+    from edgetrain.hardware.terminal import print_costs
+    from edgetrain.run import cost, report, run
+
+    if any(argument.startswith("run=") for argument in arguments):
+        trained, folder = open_run(arguments)
+        if not trained.config.hardware:
+            raise UserError("nothing to cost it on; name devices, as in hardware=[cortex_m7,bitfusion,nvdla]")
+        cost(trained, folder)
+        report(trained.config, folder)
+    else:
+        from edgetrain.compose import compose
+        from edgetrain.folder import RunFolder
+
+        values = [(name, take_value(arguments, name)) for name in ("input", "tokens", "table", "network")]
+        recipe = take_value(arguments, "recipe") or "cost"
+        untrained = [] if recipe == "cost" else ["job=cost", "measure=[]", "export=[]", "claims=[]"]
+        given = [f"job.{name}={value}" for name, value in values if value is not None]
+        config = compose([f"recipe={recipe}", *untrained, *arguments, *given])
+        folder = RunFolder.create("cost", config.out)
+        with folder.locked():
+            run(config, folder)
+    print_costs(folder)
+    print(f"report  {shown_path(folder.path / 'report.html')}")
+
+
 def export_verb(arguments: list[str]) -> None:
     trained, folder = open_run(arguments)
     if not trained.config.export:
@@ -341,6 +373,7 @@ VERBS: dict[str, Callable[[list[str]], int | None]] = {
     "eval": eval_verb,
     "generate": generate_verb,
     "measure": measure_verb,
+    "cost": cost_verb,
     "export": export_verb,
     "report": report_verb,
     "bench": bench_verb,

@@ -4,10 +4,12 @@
 2. A group chosen in one layer drops what the layers below had set inside that group, and says so.
 3. A node of the recipe that names its own `_target_` replaces the option's node whole.
 4. Groups that take a list keep every entry, in order, under the option's name.
-5. Unknown keys, options and recipes are errors that list what exists, all at once, the recipe's own included.
+5. An option may be the path of a YAML file; it is then known by the file's name.
+6. Unknown keys, options and recipes are errors that list what exists, all at once, the recipe's own included.
 """
 
 import copy
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -265,6 +267,19 @@ def _pick(group: str, value: Any) -> str | list[str] | None:
     return names[0] if names else None
 
 
+def _by_path(source: Source, group: str, pick: str | list[str] | None) -> str | list[str] | None:
+    """Options given as a path to a YAML file, known from now on by the file's name."""
+    if isinstance(pick, list):
+        return [str(_by_path(source, group, name)) for name in pick]
+    if pick is None or not pick.endswith(".yaml"):
+        return pick
+    path = Path(pick).expanduser()
+    if not os.path.isfile(path):  # False, where Path.is_file raises, for a name that is too long
+        raise UserError(f"{group}={pick}: there is no such file")
+    source.options.setdefault(group, {})[path.stem] = path
+    return path.stem
+
+
 def _option_nodes(plan: Plan, source: Source) -> dict[tuple[str, str], dict[str, Any]]:
     """The options picked and those they inherit from, with law 3 applied. Raises UserError that lists unknown ones."""
     nodes: dict[tuple[str, str], dict[str, Any]] = {}
@@ -319,6 +334,7 @@ def _attempt(
     """The composed mapping, notices, and problems (as lines, so that several forms can be reported together)."""
     try:
         plan = _settle(source, layers)
+        plan.picks = {group: _by_path(source, group, pick) for group, pick in plan.picks.items()}
         plan.body = plan.body | {"recipe": source.name} | ({"variant": variant} if variant else {})
         composed = _hydra(plan, _option_nodes(plan, source))
     except UserError as error:

@@ -204,14 +204,18 @@ class RunFolder:
 
     # What the report shows, in order. An item of the same name replaces the older one in place.
 
-    def add_table(self, name: str, rows: list[Row], title: str, caption: str = "", grey: str | None = None) -> None:
-        """Write tables/<name>.csv. Rows whose column `grey` is true are greyed in the report, without that column."""
+    def write_table(self, name: str, rows: list[Row]) -> None:
+        """Write tables/<name>.csv without showing it in the report."""
         text = io.StringIO()
         columns = list(dict.fromkeys(key for row in rows for key in row))
         writer = csv.DictWriter(text, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
         write_atomic(self.path / "tables" / f"{name}.csv", text.getvalue())
+
+    def add_table(self, name: str, rows: list[Row], title: str, caption: str = "", grey: str | None = None) -> None:
+        """Write tables/<name>.csv. Rows whose column `grey` is true are greyed in the report, without that column."""
+        self.write_table(name, rows)
         self._add_item({"kind": "table", "name": name, "title": title, "caption": caption, "grey": grey})
 
     def add_figure(self, name: str, png: bytes, title: str, caption: str = "") -> None:

@@ -1,4 +1,4 @@
-"""The main story: seed, build, job, measure, export, judge, report. One run becomes one folder."""
+"""The main story: seed, build, job, measure, cost, export, judge, report. One run becomes one folder."""
 
 import random
 import time
@@ -41,6 +41,7 @@ def run(config: Config, folder: RunFolder) -> dict[str, float | int | str]:
         folder.update_metrics(result.metrics)
         for trained in result.models.values():
             measure(trained, folder)
+            cost(trained, folder)
             export(trained, folder)
     except (RuntimeError, MemoryError) as error:
         sentence = out_of_memory(error, config)
@@ -74,6 +75,18 @@ def measure(trained: Trained, folder: RunFolder) -> None:
     for name, node in trained.config.measure.items():
         console.print(f"measure {name}")
         folder.update_metrics(build(node).measure(trained, folder))
+
+
+def cost(trained: Trained, folder: RunFolder) -> None:
+    """The model traced once, and what it costs on every device that the recipe lists."""
+    if trained.config.hardware:
+        from edgetrain.hardware.costing import cost_devices
+        from edgetrain.hardware.tracing import trace
+
+        console.print(f"cost {', '.join(trained.config.hardware)}")
+        devices = {name: build(node) for name, node in trained.config.hardware.items()}
+        workload = trace(trained.model, trained.task.example_inputs(), trained.config.recipe)
+        folder.update_metrics(cost_devices(workload, devices, folder)[1])
 
 
 def export(trained: Trained, folder: RunFolder) -> None:

@@ -361,6 +361,17 @@ def test_options_beside_the_recipe_replace_those_of_the_package(typed: Typed, pr
     assert typed().data["name"] == "mine"
 
 
+def test_an_option_may_be_a_file_anywhere(typed: Typed, refused: Callable[..., list[str]], project: Path) -> None:
+    mine = project / "elsewhere" / "mine.yaml"
+    mine.parent.mkdir()
+    mine.write_text("defaults: [text]\nlimit: 7")
+    assert typed(f"data={mine}").data == typed("data=text", "data.limit=7").data
+    extra = project / "elsewhere" / "extra.yaml"
+    extra.write_text("_target_: composed.Method\np: 0.5")
+    assert typed(f"method=[{extra}]", "method.extra.seed=3").method["extra"]["seed"] == 3
+    assert refused("data=../elsewhere/none.yaml") == ["data=../elsewhere/none.yaml: there is no such file"]
+
+
 SAVED = {"recipe": "old", "variant": "v", "trust": ["composed"], "seed": 5, "method": {}}
 OPTIMIZER = {"_target_": "torch.optim.SGD", "lr": 0.1, "momentum": 0.9}
 

@@ -49,8 +49,9 @@ class Cost:
     """A workload on a device.
 
     activation_bytes: most that live at once, None where the device has no plan of it; weight_bytes: stored weights,
-    shared ones once; macs_per_second, bytes_per_second: the device's roof, at the narrowest format; sources: where each
-    constant is from, of which `unverified` ones have not been read in their source; notes: what to know of the figures.
+    shared ones once; macs_per_second: most that the device computes in the workload's format; bytes_per_second: most that
+    crosses `memory_level`, a key of the rows' `moved`; sources: where each constant is from, of which `unverified` ones
+    have not been read in their source; notes: what to know of the figures.
     """
 
     device: str
@@ -61,6 +62,7 @@ class Cost:
     area_mm2: float | None = None
     macs_per_second: float | None = None
     bytes_per_second: float | None = None
+    memory_level: str = ""
     limits: tuple[Limit, ...] = ()
     sources: Mapping[str, str] = field(default_factory=dict)
     unverified: tuple[str, ...] = ()

@@ -13,6 +13,7 @@ from edgetrain.report.values import cell, escape, inside, mostly_numbers, parsed
 
 VERDICTS = {"seen": ("good", "✓ seen"), "not seen": ("bad", "✗ not seen"), "undecided": ("note", "? undecided")}
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"  # no scripts, no network
+MOST_ROWS = 40  # a longer table is to unfold
 MARKS = {"good": ("{+", "+}"), "bad": ("[~", "~]"), "note": ("(*", "*)")}  # span styles in Markdown
 
 
@@ -77,6 +78,8 @@ def csv_table(folder: RunFolder, name: str, grey: str | None) -> Part:
     greyed = {number for number, row in enumerate(rows) if row.get(grey or "", "").lower() in ("true", "1", "yes")}
     values = [{column: parsed(text) for column, text in row.items()} for row in rows]
     shown = table([column for column in rows[0] if column != grey], values, greyed=greyed)
+    if len(rows) > MOST_ROWS:
+        shown = details(f"all {len(rows)} rows", shown)
     if not greyed:
         return shown
     note = paragraph(f"Greyed: {grey}.", "caption").html

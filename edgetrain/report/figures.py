@@ -1,65 +1,40 @@
 """Generic charts: plain numbers in, PNG bytes out, one style for the whole house.
 
-Drawn on matplotlib's own Figure and Agg canvas, never through pyplot: no window, no current figure left behind.
-Colours are those of Okabe and Ito (2008), which readers with any colour vision can tell apart; markers and line styles
-differ as well. Axis labels carry the units: "latency (ms)".
+Markers and line styles differ as well as colours. Axis labels carry the units: "latency (ms)".
 
 A point that is not finite, or not above zero on a logarithmic axis, is left out, and so is a series without points.
 When nothing at all is left, every chart raises UserError.
 """
 
-import io
 import math
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 
-from matplotlib import colormaps, rc_context
+from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator
 
-from edgetrain.errors import UserError, listing
+from edgetrain.report.canvas import (
+    COLOURS,
+    DASHES,
+    HATCHES,
+    MARKERS,
+    PLAIN_NUMBERS,
+    QUIET,
+    WIDTH,
+    drawable,
+    empty_figure,
+    house_style,
+    png,
+    require,
+    sheet,
+)
 
 Point = tuple[float, float]
 Series = dict[str, list[Point]]
 
-COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#4d4d4d", "#e69f00", "#56b4e9"]
-MARKERS = ["o", "s", "^", "D", "v", "P", "X"]
-DASHES = ["-", (0, (5, 2)), (0, (1, 1.5))]  # the next style when all colours are used up
-QUIET = "#6b7280"  # reference lines, missing cells, axes
-DOTS_PER_INCH = 150
-WIDTH = 7.2  # inches
 MOST_END_LABELS = 8  # more lines than this get a legend beside the axes
 MOST_TICKS = 6  # whole numbers that all stand at an upright axis
-
-STYLE = {
-    "font.family": "DejaVu Sans",  # comes with matplotlib: the same picture on every machine
-    "font.size": 10.5,
-    "text.parse_math": False,  # a "$" in a name is a dollar sign
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": "#9ca3af",
-    "axes.labelcolor": "#1f2937",
-    "axes.labelpad": 6,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "axes.formatter.useoffset": False,
-    "axes.formatter.limits": (-4, 6),
-    "grid.color": "#e5e7eb",
-    "grid.linewidth": 0.8,
-    "xtick.color": "#9ca3af",
-    "ytick.color": "#9ca3af",
-    "xtick.labelcolor": "#374151",
-    "ytick.labelcolor": "#374151",
-    "lines.linewidth": 1.9,
-    "lines.markersize": 5.5,
-    "legend.frameon": False,
-}
-PLAIN_NUMBERS = "{x:g}"
-house_style = rc_context(STYLE)  # as a decorator: the caller's settings are back when the chart returns
 
 
 @house_style
@@ -80,7 +55,7 @@ def line_chart(
     `bands` holds (low, high) for every point of a series, drawn as a tint; `reference` names horizontal dashed lines.
     Raises ValueError when a band and its series differ in length.
     """
-    figure, axes = _sheet(WIDTH, 3.9, log_x, log_y)
+    figure, axes = sheet(WIDTH, 3.9, log_x, log_y)
     axes.set(xlabel=x_label, ylabel=y_label)
     ends: list[tuple[float, str, str]] = []
     for number, (name, points) in enumerate(series.items()):
@@ -88,7 +63,7 @@ def line_chart(
         rows = [
             (x, y, low, high)
             for (x, y), (low, high) in zip(points, band, strict=True)
-            if _drawable(x, log_x) and _drawable(y, log_y)
+            if drawable(x, log_x) and drawable(y, log_y)
         ]
         if not rows:
             continue
@@ -99,7 +74,7 @@ def line_chart(
         if name in (bands or {}):
             axes.fill_between(x, low, high, color=colour, alpha=0.16, linewidth=0)
         ends.append((y[-1], name, colour))
-    _require(ends, series)
+    require(ends, series)
     if not log_x and all(float(x).is_integer() for points in series.values() for x, _ in points):
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     for name, level in (reference or {}).items():
@@ -109,18 +84,18 @@ def line_chart(
         figure.legend(loc="outside right upper", fontsize=9)
     elif len(ends) > 1:
         _label_ends(axes, ends)
-    return _png(figure)
+    return png(figure)
 
 
 @house_style
 def panel_chart(series: Series, x_label: str, *, columns: int = 3) -> bytes:
     """Small panels, one a series, each with its own y axis: for quantities in different units."""
-    drawn = {name: [p for p in points if _drawable(p[0]) and _drawable(p[1])] for name, points in series.items()}
+    drawn = {name: [p for p in points if drawable(p[0]) and drawable(p[1])] for name, points in series.items()}
     drawn = {name: points for name, points in drawn.items() if points}
-    _require(drawn, series)
+    require(drawn, series)
     columns = min(columns, len(drawn))
     rows = math.ceil(len(drawn) / columns)
-    figure = _figure(WIDTH, 0.4 + 1.75 * rows)
+    figure = empty_figure(WIDTH, 0.4 + 1.75 * rows)
     for number, (name, points) in enumerate(drawn.items()):
         axes = figure.add_subplot(rows, columns, number + 1)
         axes.plot(*zip(*points, strict=True), color=COLOURS[0], linewidth=1.5, marker="o" if len(points) == 1 else None)
@@ -129,7 +104,7 @@ def panel_chart(series: Series, x_label: str, *, columns: int = 3) -> bytes:
         axes.locator_params(nbins=4)
         axes.yaxis.set_major_formatter(PLAIN_NUMBERS)
     figure.supxlabel(x_label, fontsize=9.5, color="#1f2937")
-    return _png(figure)
+    return png(figure)
 
 
 @house_style
@@ -150,12 +125,12 @@ def bar_chart(
     """
     categories = list(dict.fromkeys(category for values in series.values() for category in values))
     bars_per_category = 1 if stacked else len(series)
-    figure, axes = _sheet(WIDTH, 1.1 + 0.32 * len(categories) * (bars_per_category + 0.5), log_x=log)
+    figure, axes = sheet(WIDTH, 1.1 + 0.32 * len(categories) * (bars_per_category + 0.5), log_x=log)
     thickness = 0.8 / max(bars_per_category, 1)
     left = dict.fromkeys(categories, 0.0)
     drawn = []
     for number, (name, values) in enumerate(series.items()):
-        shown = {c: value for c, value in values.items() if value is not None and _drawable(value, log)}
+        shown = {c: value for c, value in values.items() if value is not None and drawable(value, log)}
         if not shown:
             continue
         drawn.append(name)
@@ -170,13 +145,16 @@ def bar_chart(
             left=starts,
             xerr=errors,
             color=COLOURS[number % len(COLOURS)],
+            hatch=HATCHES[number // len(COLOURS) % len(HATCHES)],
+            edgecolor="white",
+            linewidth=0.4,
             error_kw={"ecolor": QUIET, "capsize": 2.5, "elinewidth": 1.2},
             label=name,
         )
         left |= {category: left[category] + value for category, value in shown.items()}
         if not stacked:
             axes.bar_label(bars, [format(value, value_format) for value in shown.values()], padding=3, fontsize=9)
-    _require(drawn, series)
+    require(drawn, series)
     if stacked:
         for place, total in enumerate(left.values()):
             axes.annotate(
@@ -191,7 +169,7 @@ def bar_chart(
     axes.tick_params(axis="y", length=0)
     if len(drawn) > 1 or reference:
         figure.legend(loc="outside upper left", ncols=4, fontsize=9.5)
-    return _png(figure)
+    return png(figure)
 
 
 @house_style
@@ -214,8 +192,8 @@ def heatmap(
         raise ValueError(f"a heat map of {len(y_ticks)} by {len(x_ticks)} ticks needs a grid of that size")
     grid = [[value if value is not None and math.isfinite(value) else math.nan for value in row] for row in values]
     finite = [value for row in grid for value in row if math.isfinite(value)]
-    _require(finite, [value_label or "the grid"])
-    figure, axes = _sheet(max(3.6, min(WIDTH, 1.9 + 0.72 * len(x_ticks))), 1.2 + 0.46 * len(y_ticks))
+    require(finite, [value_label or "the grid"])
+    figure, axes = sheet(max(3.6, min(WIDTH, 1.9 + 0.72 * len(x_ticks))), 1.2 + 0.46 * len(y_ticks))
     image = axes.imshow(grid, cmap="Blues", aspect="auto")
     low, high = min(finite), max(finite)
     for row, cells in enumerate(grid):
@@ -237,7 +215,7 @@ def heatmap(
     axes.spines[:].set_visible(False)
     bar = figure.colorbar(image, ax=axes, label=value_label, pad=0.02, aspect=22)
     bar.outline.set_visible(False)
-    return _png(figure)
+    return png(figure)
 
 
 @house_style
@@ -255,13 +233,13 @@ def scatter_chart(
 
     Raises ValueError when a series and its bounds differ in length.
     """
-    figure, axes = _sheet(WIDTH, 4.4, log_x, log_y)
+    figure, axes = sheet(WIDTH, 4.4, log_x, log_y)
     axes.set(xlabel=x_label, ylabel=y_label)
     drawn = []
     for number, (name, points) in enumerate(series.items()):
         limits = (bounds or {}).get(name) or [math.nan] * len(points)
         pairs = zip(points, limits, strict=True)
-        rows = [(x, y, limit) for (x, y), limit in pairs if _drawable(x, log_x) and _drawable(y, log_y)]
+        rows = [(x, y, limit) for (x, y), limit in pairs if drawable(x, log_x) and drawable(y, log_y)]
         if not rows:
             continue
         drawn.append(name)
@@ -270,7 +248,7 @@ def scatter_chart(
         axes.vlines(x, y, limit, color=colour, alpha=0.35, linewidth=1)
         axes.plot(x, limit, linestyle="", marker="_", color=colour, markersize=11, markeredgewidth=1.8)
         axes.plot(x, y, linestyle="", marker=marker, color=colour, markeredgecolor="white", markersize=7, label=name)
-    _require(drawn, series)
+    require(drawn, series)
     if bounds:
         axes.plot([], [], linestyle="", marker="_", color=QUIET, markersize=11, markeredgewidth=1.8, label="bound")
     if diagonal:
@@ -278,7 +256,7 @@ def scatter_chart(
         axes.plot([low, high], [low, high], color=QUIET, linestyle=(0, (4, 3)), linewidth=1.2, label=diagonal)
     if len(drawn) > 1 or diagonal or bounds:
         figure.legend(loc="outside upper left", ncols=4, fontsize=9.5)
-    return _png(figure)
+    return png(figure)
 
 
 @house_style
@@ -294,11 +272,11 @@ def parallel_chart(
     rows = [
         row
         for row in rows
-        if all(isinstance(v, str) or _drawable(v, n in log) for n, v in zip(columns, row, strict=True))
+        if all(isinstance(v, str) or drawable(v, n in log) for n, v in zip(columns, row, strict=True))
     ]
-    _require(rows, columns)
+    require(rows, columns)
     rows.sort(key=lambda row: row[-1] if low_is_good else -row[-1])
-    figure, axes = _sheet(max(WIDTH, 1.25 * len(columns)), 3.9)
+    figure, axes = sheet(max(WIDTH, 1.25 * len(columns)), 3.9)
     heights = []
     for place, (name, values) in enumerate(zip(columns, zip(*rows, strict=True), strict=True)):
         ups, ticks = upright(values, name in log)
@@ -315,7 +293,7 @@ def parallel_chart(
     axes.tick_params(length=0)
     axes.grid(False)
     axes.spines[:].set_visible(False)
-    return _png(figure)
+    return png(figure)
 
 
 def upright(values: Sequence[float | str], log: bool) -> tuple[list[float], list[tuple[float, str]]]:
@@ -341,29 +319,6 @@ def upright(values: Sequence[float | str], log: bool) -> tuple[list[float], list
     return [up(value) for value in values], [(up(mark), f"{mark:.4g}") for mark in marks]
 
 
-def _sheet(width: float, height: float, log_x: bool = False, log_y: bool = False) -> tuple[Figure, Axes]:
-    """An empty figure, `width` by `height` inches, and its axes."""
-    figure = _figure(width, height)
-    axes = figure.add_subplot(xscale="log" if log_x else "linear", yscale="log" if log_y else "linear")
-    return figure, axes
-
-
-def _figure(width: float, height: float) -> Figure:
-    figure = Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1), facecolor="white")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def _label_log(axis: Axis) -> None:
-    """Plain numbers, and enough of them: a loss between 2 and 6 spans no power of ten."""
-    low, high = axis.get_view_interval()
-    decades = math.log10(high / low)
-    multiples = (1, 2, 5) if decades < 4 else (1,)
-    axis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]) if decades < 1 else LogLocator(subs=multiples))
-    axis.set_major_formatter(PLAIN_NUMBERS)
-    axis.set_minor_formatter(NullFormatter())
-
-
 def _label_ends(axes: Axes, ends: list[tuple[float, str, str]]) -> None:
     """Write (y, text, colour) at the right edge, pushed apart where two would overlap."""
     axes.margins(x=0.02)
@@ -379,24 +334,3 @@ def _label_ends(axes: Axes, ends: list[tuple[float, str, str]]) -> None:
         ceiling = label[0] - gap
     for height, text, colour in placed:
         axes.text(1.015, height, text, color=colour, transform=axes.transAxes, va="center", fontsize=9.5)
-
-
-def _drawable(value: float, log: bool = False) -> bool:
-    return math.isfinite(value) and (value > 0 or not log)
-
-
-def _require(drawn: Iterable[object], wanted: Iterable[str]) -> None:
-    """Raises UserError when nothing that was wanted could be drawn."""
-    if not list(drawn):
-        names = listing(wanted) or "no series was given"
-        raise UserError(f"there is nothing to draw ({names}): no value is a finite number that fits the axes")
-
-
-def _png(figure: Figure) -> bytes:
-    for axes in figure.axes:
-        for axis in (axes.xaxis, axes.yaxis):
-            if axis.get_scale() == "log":
-                _label_log(axis)
-    file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=DOTS_PER_INCH, metadata={"Software": None})  # no version: stable bytes
-    return file.getvalue()

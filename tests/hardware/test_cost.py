@@ -1,0 +1,28 @@
+"""What a device hands back: totals, limits, sources."""
+
+import pytest
+
+from edgetrain.errors import UserError
+from edgetrain.hardware.cost import Cost, LayerCost, Limit, check_sources
+
+
+def test_totals_are_sums_and_unknown_energy_stays_unknown():
+    rows = (LayerCost("a", "conv", 10, 0.5, 2.0), LayerCost("b", "pool", 0, uncovered="no figure for pool"))
+    cost = Cost("d", "w", rows, 100)
+    assert (cost.seconds, cost.joules) == (0.5, 2.0)
+    assert [row.name for row in cost.uncovered] == ["b"]
+    assert Cost("d", "w", (LayerCost("a", "conv", 10, 0.5),), 100).joules is None
+
+
+def test_a_board_that_is_exactly_full_fits():
+    full, over = Limit("flash", 1024, 1024), Limit("RAM", 1025, 1024)
+    assert Cost("d", "w", (), 0, limits=(full,)).fits
+    assert not Cost("d", "w", (), 0, limits=(full, over)).fits
+
+
+def test_every_constant_needs_a_source_and_every_source_a_constant():
+    check_sources("d", {"clock_hz": 1.0}, {"clock_hz": "data sheet"}, ["clock_hz"])
+    with pytest.raises(UserError, match="hardware d: the constant 'clock_hz' has no source"):
+        check_sources("d", {"clock_hz": 1.0}, {"clock_hz": " "}, [])
+    with pytest.raises(UserError, match="power in sources or unverified is none of its constants"):
+        check_sources("d", {"clock_hz": 1.0}, {"clock_hz": "data sheet"}, ["power"])

@@ -1,0 +1,31 @@
+"""Rooflines: what is drawn, and what is left out."""
+
+import io
+
+import matplotlib.image
+import pytest
+
+from edgetrain.errors import UserError
+from edgetrain.report.roofline import roofline_chart
+
+POINTS = {"conv": [(10.0, 1e9), (float("inf"), 1e9), (2.0, 0.0)], "linear": [(0.5, 2e7)]}
+
+
+def pixels(png: bytes):
+    return matplotlib.image.imread(io.BytesIO(png))
+
+
+def test_a_roof_and_its_bandwidth_change_the_picture():
+    flat = pixels(roofline_chart({"d": (POINTS, 2e9, None)}, "x", "y"))
+    slanted = pixels(roofline_chart({"d": (POINTS, 2e9, 1e8)}, "x", "y"))
+    bare = pixels(roofline_chart({"d": (POINTS, None, None)}, "x", "y"))
+    assert flat.shape == slanted.shape == bare.shape
+    assert (flat != slanted).any() and (flat != bare).any()
+
+
+def test_devices_without_a_point_get_no_panel():
+    one = pixels(roofline_chart({"d": (POINTS, 1e9, 1e8)}, "x", "y"))
+    same = pixels(roofline_chart({"d": (POINTS, 1e9, 1e8), "empty": ({"conv": [(0.0, 1.0)]}, 1e9, None)}, "x", "y"))
+    assert (one == same).all()
+    with pytest.raises(UserError, match="nothing to draw"):
+        roofline_chart({"empty": ({}, 1e9, None)}, "x", "y")
