@@ -241,7 +241,6 @@ def cost_verb(arguments: list[str]) -> None:
         with folder.locked():
             run(config, folder)
     print_costs(folder)
-    print(f"report  {shown_path(folder.path / 'report.html')}")
 
 
 def export_verb(arguments: list[str]) -> None:

@@ -22,7 +22,6 @@ def print_costs(folder: RunFolder) -> None:
     print_table(list(layers[0]), shown, title)
     print()
     print_table(list(devices[0]), devices, "modelled, not measured")
-    print()
 
 
 def _values(row: dict[str, str]) -> Row:

@@ -70,17 +70,17 @@ def png(figure: Figure) -> bytes:
     for axes in figure.axes:
         for axis in (axes.xaxis, axes.yaxis):
             if axis.get_scale() == "log":
-                label_log(axis)
+                label_log(axis, narrow=len(figure.axes) > 1)
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=DOTS_PER_INCH, metadata={"Software": None})  # no version: stable bytes
     return file.getvalue()
 
 
-def label_log(axis: Axis) -> None:
+def label_log(axis: Axis, narrow: bool = False) -> None:
     """Plain numbers, and enough of them: a loss between 2 and 6 spans no power of ten."""
     low, high = axis.get_view_interval()
     decades = math.log10(high / low)
-    multiples = (1, 2, 5) if decades < 4 else (1,)
+    multiples = (1, 2, 5) if decades < (2.5 if narrow else 4) else (1,)
     axis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]) if decades < 1 else LogLocator(subs=multiples))
     axis.set_major_formatter(PLAIN_NUMBERS)
     axis.set_minor_formatter(NullFormatter())

@@ -193,7 +193,10 @@ def heatmap(
     grid = [[value if value is not None and math.isfinite(value) else math.nan for value in row] for row in values]
     finite = [value for row in grid for value in row if math.isfinite(value)]
     require(finite, [value_label or "the grid"])
-    figure, axes = sheet(max(3.6, min(WIDTH, 1.9 + 0.72 * len(x_ticks))), 1.2 + 0.46 * len(y_ticks))
+    column = max(0.72, *(0.11 * len(str(tick)) for tick in x_ticks))  # inches, so that neighbours' names stay apart
+    margin = max(1.9, *(1.1 + 0.085 * len(str(tick)) for tick in y_ticks))
+    row = 0.46 if len(y_ticks) <= 12 else 0.3
+    figure, axes = sheet(max(3.6, min(WIDTH, margin + column * len(x_ticks))), 1.2 + row * len(y_ticks))
     image = axes.imshow(grid, cmap="Blues", aspect="auto")
     low, high = min(finite), max(finite)
     for row, cells in enumerate(grid):
