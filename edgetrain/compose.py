@@ -295,9 +295,10 @@ def _option_nodes(plan: Plan, source: Source) -> dict[tuple[str, str], dict[str,
             parents = node.get("defaults", [])
             inherited = [entry for entry in (parents if isinstance(parents, list) else [parents]) if entry != "_self_"]
             for entry in inherited:
-                load(group, str(entry))
+                load(group, str(entry).partition("@")[0])  # NAME@KEY puts the other option at a key of this one
             if inherited and group in LIST_GROUPS:  # else Hydra makes a second entry of it
-                node["defaults"] = [*(f"{entry}@_here_" for entry in inherited), "_self_"]
+                placed = (entry if "@" in str(entry) else f"{entry}@_here_" for entry in inherited)
+                node["defaults"] = [*placed, "_self_"]
             mine = plan.body.get(group)
             if group in LIST_GROUPS:
                 mine = mine.get(name) if isinstance(mine, dict) else None

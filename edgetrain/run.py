@@ -16,6 +16,9 @@ from edgetrain.environment import describe, now
 from edgetrain.errors import UserError
 from edgetrain.export.manifest import export_and_judge
 from edgetrain.folder import RunFolder, write_atomic
+from edgetrain.hardware.costing import cost_devices
+from edgetrain.hardware.folding import fold_batch_norms
+from edgetrain.hardware.tracing import trace
 from edgetrain.jobs.memory import out_of_memory
 from edgetrain.processes import is_first
 from edgetrain.report.page import write_report
@@ -80,12 +83,9 @@ def measure(trained: Trained, folder: RunFolder) -> None:
 def cost(trained: Trained, folder: RunFolder) -> None:
     """The model traced once, and what it costs on every device that the recipe lists."""
     if trained.config.hardware:
-        from edgetrain.hardware.costing import cost_devices
-        from edgetrain.hardware.tracing import trace
-
         console.print(f"cost {', '.join(trained.config.hardware)}")
         devices = {name: build(node) for name, node in trained.config.hardware.items()}
-        workload = trace(trained.model, trained.task.example_inputs(), trained.config.recipe)
+        workload = fold_batch_norms(trace(trained.model, trained.task.example_inputs(), trained.config.recipe))
         folder.update_metrics(cost_devices(workload, devices, folder)[1])
 
 

@@ -30,6 +30,8 @@ class Wide:
     def __init__(self, factor: float = 1.0): ...
 class Method:
     def __init__(self, p: float = 0.1, seed: int = 0): ...
+class Pair:
+    def __init__(self, parts: dict = None): ...
 """
 
 FILES = {
@@ -41,6 +43,7 @@ FILES = {
     "conf/method/drop.yaml": "_target_: composed.Method\np: 0.2",
     "conf/method/prune.yaml": "_target_: composed.Method\np: 0.3\nseed: ${seed}",
     "conf/method/harder.yaml": "defaults: [prune]\np: 0.9",
+    "conf/method/both.yaml": "defaults: [prune@parts.first, drop@parts.second, _self_]\n_target_: composed.Pair",
     "conf/method/quantize.yaml": "_target_: composed.Method\np: 0.4",
 }
 
@@ -185,6 +188,19 @@ def test_an_option_may_inherit_from_another_of_its_group(typed: Typed) -> None:
     config = typed("data=long", "method=[harder]")
     assert (config.data["limit"], config.data["name"]) == (9000, "text")
     assert config.method == {"harder": {"_target_": "composed.Method", "p": 0.9, "seed": 3}}
+
+
+def test_an_option_may_be_put_together_from_others_of_its_group(
+    typed: Typed, refused: Callable[..., list[str]]
+) -> None:
+    """NAME@KEY in defaults: the options stay what they are, and their keys can be set at their place."""
+    config = typed("method=[both,prune]", "method.both.parts.second.p=0.7", "method.prune.p=0.1")
+    first = {"_target_": "composed.Method", "p": 0.3, "seed": 3}
+    parts = {"first": first, "second": {"_target_": "composed.Method", "p": 0.7}}
+    assert config.method == {"both": {"_target_": "composed.Pair", "parts": parts}, "prune": first | {"p": 0.1}}
+    assert refused("method=[both]", "method.both.parts.first.q=1")[0].startswith(
+        "method.both.parts.first.q=1: Method has no parameter 'q'"
+    )
 
 
 def test_typos_everywhere_are_reported_at_once(refused: Callable[..., list[str]], project: Path) -> None:

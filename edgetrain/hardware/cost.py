@@ -17,7 +17,7 @@ class LayerCost:
 
     joules: None where the device has no model of energy; moved: bytes by memory level; energy: joules by part (core,
     SRAM, DRAM), which add up to `joules`; uncovered: why the device has no figure for this layer, which then counts
-    nothing and is listed.
+    nothing and is listed; device: which one of a system runs it.
     """
 
     name: str
@@ -29,6 +29,7 @@ class LayerCost:
     energy: Mapping[str, float] = field(default_factory=dict)
     component: str = ""
     uncovered: str = ""
+    device: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +50,10 @@ class Cost:
     """A workload on a device.
 
     activation_bytes: most that live at once, None where the device has no plan of it; weight_bytes: stored weights,
-    shared ones once; macs_per_second: most that the device computes in the workload's format; bytes_per_second: most that
-    crosses `memory_level`, a key of the rows' `moved`; sources: where each constant is from, of which `unverified` ones
-    have not been read in their source; notes: what to know of the figures.
+    shared ones once; macs_per_second: most that the device computes in the workload's format; bytes_per_second: most
+    that crosses `memory_level`, a key of the rows' `moved`; sources: where each constant is from, of which `unverified`
+    ones have not been read in their source; notes: what to know of the figures; watts: by component, where the device
+    knows how often each runs.
     """
 
     device: str
@@ -67,10 +69,13 @@ class Cost:
     sources: Mapping[str, str] = field(default_factory=dict)
     unverified: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    watts: Mapping[str, float] = field(default_factory=dict)
+    makespan: float | None = None
 
     @property
     def seconds(self) -> float:
-        return sum(row.seconds for row in self.rows)
+        """From the start of the first layer to the end of the last."""
+        return sum(row.seconds for row in self.rows) if self.makespan is None else self.makespan
 
     @property
     def joules(self) -> float | None:
@@ -110,3 +115,13 @@ def check_sources(
             f"hardware {device}: {listing(dict.fromkeys(unknown))} in sources or unverified is none of its constants; "
             f"they are {listing(constants)}"
         )
+
+
+def check_sizes(device: str, workload: Workload) -> None:
+    """Raises UserError for a layer with a loop or a tensor of no size."""
+    for layer in workload:
+        loops = next((name for name, size in layer.loops._asdict().items() if size < 1), None)
+        tensor = next((one.name for one in (*layer.inputs, *layer.outputs) if one.elements < 1), None)
+        if loops or tensor:
+            what = f"{loops}={getattr(layer.loops, loops)}" if loops else f"the tensor '{tensor}' has no elements"
+            raise UserError(f"hardware {device}: layer '{layer.name}' of {workload.name} has no size: {what}")

@@ -10,7 +10,7 @@ from edgetrain.report.figures import bar_chart, heatmap
 from edgetrain.report.roofline import roofline_chart
 
 MOST_LAYERS = 24  # in the figure; the table has all
-MODELLED = "Modelled, not measured."
+MODELLED = "Modelled, not measured; batch norms are folded into the layers before them."
 
 
 def cost_devices(

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, TypedDict, get_args
 
 from edgetrain.hardware.formats import FP32, Format
 
@@ -69,7 +69,10 @@ class Loops(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Activation:
-    """A tensor that flows between layers. state: it lives on between two invocations (a cache, a hidden state)."""
+    """A tensor that flows between layers. state: it lives on between two invocations (a cache, a hidden state).
+
+    A layer that reads or writes a part of a tensor has the whole's name and the part's shape.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -93,6 +96,21 @@ class Operands:
 
     weights: Any
     inputs: Any
+
+
+class LayerFacts(TypedDict, total=False):
+    """What a module says of its own layers in `layer_facts()`, a plain dict; a key that is left out is as traced.
+
+    weight_format: as in "int4"; density, rank: of every layer that it makes; weights, macs: of its only one; operands:
+    the arrays of `Operands`, weights and inputs.
+    """
+
+    weight_format: str
+    density: float
+    rank: int
+    weights: int
+    macs: int
+    operands: tuple[Any, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +151,12 @@ class Layer:
         return self.outputs[0].format if self.outputs else self.input_format
 
     @property
+    def factor_formats(self) -> tuple[Format, Format]:
+        """Of the two factors of its MACs: the input and the weights, of a matmul both inputs."""
+        second = self.inputs[1].format if self.kind == "matmul" and len(self.inputs) > 1 else self.weight_format
+        return self.input_format, second
+
+    @property
     def weight_bytes(self) -> int:
         """Of the weights as stored, dense; biases are counted by whoever knows how a device stores them."""
         return -(-self.weights * self.weight_format.bits // 8)
@@ -159,11 +183,12 @@ class Workload:
 
     @property
     def weight_owners(self) -> tuple[Layer, ...]:
-        """The layers that have weights or biases, those that share theirs once."""
+        """The layers that have weights or biases; of those that share theirs the first that stores most."""
         owners: dict[str, Layer] = {}
         for layer in self.layers:
-            if layer.weights or layer.biases:
-                owners.setdefault(layer.weight_name or layer.name, layer)
+            name = layer.weight_name or layer.name
+            if layer.weights + layer.biases > (owners[name].weights + owners[name].biases if name in owners else 0):
+                owners[name] = layer
         return tuple(owners.values())
 
     @property
@@ -173,8 +198,13 @@ class Workload:
 
     @cached_property
     def activations(self) -> dict[str, Activation]:
-        """Every tensor that a layer reads or writes, by name."""
-        return {tensor.name: tensor for layer in self.layers for tensor in (*layer.inputs, *layer.outputs)}
+        """Every tensor that a layer reads or writes, by name; of its parts the largest."""
+        tensors: dict[str, Activation] = {}
+        for layer in self.layers:
+            for tensor in (*layer.inputs, *layer.outputs):
+                if tensor.name not in tensors or tensor.elements > tensors[tensor.name].elements:
+                    tensors[tensor.name] = tensor
+        return tensors
 
     @property
     def components(self) -> tuple[str, ...]:

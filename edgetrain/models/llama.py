@@ -26,24 +26,21 @@ Rotary = tuple[Tensor, Tensor]  # cosines and sines, each [positions, head_dim]
 
 
 class KVCache:
-    """Keys and values of every slot, preallocated: two tensors [slots, batch, kv_heads, length, head_dim]."""
+    """Keys and values of every slot, preallocated: for each slot [batch, kv_heads, length, head_dim], or all in one."""
 
-    def __init__(self, slots: int, batch: int, kv_heads: int, length: int, head_dim: int, like: Tensor) -> None:
-        shape = (slots, batch, kv_heads, length, head_dim)
-        self.keys = like.new_zeros(shape)
-        self.values = like.new_zeros(shape)
-        self.length = length
+    def __init__(self, keys: Tensor | list[Tensor], values: Tensor | list[Tensor]) -> None:
+        self.keys, self.values = keys, values
 
     def write(self, slot: int, start: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Store [batch, kv_heads, n, head_dim] at `start`; returns everything from position 0 to the last written."""
         stop = start + keys.shape[2]
-        self.keys[slot, :, :, start:stop] = keys
-        self.values[slot, :, :, start:stop] = values
+        self.keys[slot][:, :, start:stop] = keys
+        self.values[slot][:, :, start:stop] = values
         return self.read(slot, stop)
 
     def read(self, slot: int, stop: int) -> tuple[Tensor, Tensor]:
         """Keys and values of positions 0 to stop - 1."""
-        return self.keys[slot, :, :, :stop], self.values[slot, :, :, :stop]
+        return self.keys[slot][:, :, :stop], self.values[slot][:, :, :stop]
 
 
 class PassKeysValues:
@@ -262,10 +259,37 @@ class Llama(nn.Module):
         length = self.context if length is None else length
         weight = attention.k_proj.weight
         slots = 1 + max(visit.slot for visit in self.model.visits)
-        return KVCache(slots, batch, attention.kv_heads, length, attention.head_dim, weight)
+        shape = (slots, batch, attention.kv_heads, length, attention.head_dim)
+        return KVCache(weight.new_zeros(shape), weight.new_zeros(shape))
+
+    def components(self, tokens: Tensor) -> dict[str, tuple[nn.Module, tuple[Tensor | list[Tensor], ...]]]:
+        """The two ways in which a device runs it, for tracing: `prefill` reads all tokens [batch, n] into an empty
+        cache; `decode` reads the last of them, against a cache that holds the others."""
+        batch, n = tokens.shape
+        cache = self.new_cache(batch, n)
+        keys, values = list(cache.keys), list(cache.values)
+        return {
+            "prefill": (CachedPass(self, 0), (tokens, keys, values)),
+            "decode": (CachedPass(self, n - 1), (tokens[:, -1:], keys, values)),
+        }
 
     def forward(self, tokens: Tensor) -> Tensor:
         return self.lm_head(self.model(tokens))
+
+
+class CachedPass(nn.Module):
+    """A pass over tokens [batch, n] at positions from `start`, with the cache's tensors as inputs that it writes to.
+
+    Gives the logits after the last token [batch, vocab_size].
+    """
+
+    def __init__(self, llama: Llama, start: int) -> None:
+        super().__init__()
+        self.llama, self.start = llama, start
+
+    def forward(self, tokens: Tensor, keys: list[Tensor], values: list[Tensor]) -> Tensor:
+        llama, cache = self.llama, KVCache(keys, values)
+        return llama.head(llama.run_layers(llama.embed(tokens), 0, llama.layers, cache, self.start)[:, -1])
 
 
 def rotary_tables(positions: int, head_dim: int, theta: float) -> Rotary:

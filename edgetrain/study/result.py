@@ -164,7 +164,7 @@ def bars(wanted: StudyFigure, arms: Arms) -> tuple[bytes, str]:
         spread={
             arm: {metric: one.deviation or 0.0 for metric, one in metrics.items()} for arm, metrics in found.items()
         },
-        value_format=".3f",
+        value_format=".4g",
     )
     counts = [one.n for metrics in found.values() for one in metrics.values()]
     return chart, over_seeds(counts, "the error bars are one standard deviation to each side")

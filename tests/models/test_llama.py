@@ -132,6 +132,20 @@ def test_a_cache_is_as_long_as_the_context_unless_told() -> None:
     assert model.new_cache(batch=3, length=7).values.shape == (LAYERS, 3, 2, 7, 8)
 
 
+@pytest.mark.parametrize("share_kv", [False, True])
+@torch.no_grad()
+def test_components_compute_the_last_tokens_logits_by_way_of_one_cache(share_kv: bool) -> None:
+    torch.manual_seed(0)
+    model = Llama(97, 32, 2, 4, 2, 48, context=40, share="immediate", share_kv=share_kv).eval()
+    expected = model(tokens())[:, -1]
+    parts = model.components(tokens())
+    assert list(parts) == ["prefill", "decode"]
+    for module, inputs in parts.values():
+        torch.testing.assert_close(module(*inputs), expected)
+    read, _, _ = parts["decode"][1]
+    assert read.tolist() == tokens()[:, -1:].tolist()
+
+
 def test_bfloat16_training_on_a_cpu_is_close_to_float32() -> None:
     model = llama()
     with torch.autocast("cpu", torch.bfloat16):
