@@ -1,5 +1,6 @@
 """Cost a workload on several devices, into a run's folder: tables, figures, metrics."""
 
+from collections import Counter
 from collections.abc import Mapping
 
 from edgetrain.folder import Row, RunFolder
@@ -34,7 +35,7 @@ def cost_devices(
 def summary(cost: Cost) -> dict[str, float | None]:
     """Totals of one device; None where it has no figure."""
     return {
-        "milliseconds": 1e3 * cost.seconds,
+        "milliseconds": 1e3 * cost.seconds or None,
         "millijoules": None if cost.joules is None else 1e3 * cost.joules,
         "weight_bytes": cost.weight_bytes,
         "activation_bytes": cost.activation_bytes,
@@ -66,7 +67,8 @@ def layer_rows(workload: Workload, costs: Mapping[str, Cost]) -> list[Row]:
             row = {"component": layer.component} | row
         for name, cost in costs.items():
             one = cost.rows[number]
-            row[f"{name} ms"] = None if one.uncovered else 1e3 * one.seconds
+            if cost.seconds:
+                row[f"{name} ms"] = None if one.uncovered else 1e3 * one.seconds
             if cost.joules is not None:
                 row[f"{name} mJ"] = None if one.uncovered or one.joules is None else 1e3 * one.joules
         rows.append(row)
@@ -83,21 +85,25 @@ def costliest(workload: Workload, costs: Mapping[str, Cost], most: int = MOST_LA
 
 
 def _tables(workload: Workload, costs: dict[str, Cost], folder: RunFolder) -> None:
-    notes = [f"{name}: {note}." for name, cost in costs.items() for note in cost.notes]
-    folder.add_table("cost", device_rows(costs), f"What {workload.name} costs", " ".join([MODELLED, *notes]))
+    folder.add_table("cost", device_rows(costs), f"What {workload.name} costs", MODELLED)
+    notes = [{"device": name, "note": note} for name, cost in costs.items() for note in cost.notes]
+    if notes:
+        folder.add_table("cost_notes", notes, "What to know of these figures")
     if len(workload.components) > 1:
-        folder.add_table("cost_components", _component_rows(workload, costs), "By component", "Of one call of each.")
+        folder.add_table(
+            "cost_components",
+            _component_rows(workload, costs),
+            "By component",
+            "One call of each; the totals above are their sum.",
+        )
     folder.add_table("cost_layers", layer_rows(workload, costs), "By layer", MODELLED)
     for name, cost in costs.items():
         folder.write_table(f"cost_{name}", [_detail(row) for row in cost.rows])
-    uncovered = [
-        {"device": name, "layer": row.name, "kind": row.kind, "why": row.uncovered}
-        for name, cost in costs.items()
-        for row in cost.uncovered
-    ]
+    uncovered = Counter((name, row.kind, row.uncovered) for name, cost in costs.items() for row in cost.uncovered)
     if uncovered:
+        rows = [{"device": name, "kind": kind, "layers": n, "why": why} for (name, kind, why), n in uncovered.items()]
         caption = "Layers for which a device has no figure: they count nothing in its totals."
-        folder.add_table("cost_uncovered", uncovered, "Not covered", caption)
+        folder.add_table("cost_uncovered", rows, "Not covered", caption)
     sources = [
         {
             "device": name,
@@ -117,7 +123,8 @@ def _component_rows(workload: Workload, costs: Mapping[str, Cost]) -> list[Row]:
         row: Row = {"component": component, "macs": workload.component(component).macs}
         for name, cost in costs.items():
             own = [one for one in cost.rows if one.component == component]
-            row[f"{name} ms"] = 1e3 * sum(one.seconds for one in own)
+            if cost.seconds:
+                row[f"{name} ms"] = 1e3 * sum(one.seconds for one in own)
             if cost.joules is not None:
                 row[f"{name} mJ"] = 1e3 * sum(one.joules or 0.0 for one in own)
         rows.append(row)

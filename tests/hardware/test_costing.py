@@ -89,7 +89,7 @@ def test_every_layer_is_there_on_every_device_and_what_is_not_covered_is_empty(w
     assert metrics["cost/small/fits"] == 0 and metrics["cost/fast/fits"] == 1
     assert metrics["cost/macs"] == 8 and metrics["cost/weights"] == 8
     assert folder.read_table("cost_uncovered") == [
-        {"device": "fast", "layer": "pool", "kind": "pool", "why": "no figure for pool"}
+        {"device": "fast", "kind": "pool", "layers": "1", "why": "no figure for pool"}
     ]
     assert {row["read there"] for row in folder.read_table("cost_sources")} == {"no"}
     assert folder.read_table("cost_small")[0]["bytes DRAM"] == "8.0"
@@ -113,6 +113,24 @@ def test_what_is_printed_is_what_was_costed(workload, devices, folder, capsys):
     printed = capsys.readouterr().out
     assert "modelled, not measured" in printed
     assert [line.split()[0] for line in printed.splitlines()[2:5]] == ["conv", "pool", "fc"]
+
+
+def test_many_devices_are_printed_without_their_layers(workload, folder, capsys):
+    cost_devices(workload, {f"d{n}": PerMac(f"d{n}", 1.0) for n in range(4)}, folder)
+    print_costs(folder)
+    four = capsys.readouterr().out
+    assert "d3 ms" in four and " mJ" not in four
+    cost_devices(workload, {f"d{n}": PerMac(f"d{n}", 1.0) for n in range(7)}, folder)
+    print_costs(folder)
+    seven = capsys.readouterr().out
+    assert "d6" in seven and "d6 ms" not in seven
+
+
+def test_a_device_without_time_has_no_milliseconds(workload, folder):
+    costs, metrics = cost_devices(workload, {"energy": PerMac("energy", 0.0)}, folder)
+    assert "cost/energy/milliseconds" not in metrics and metrics["cost/energy/millijoules"] == 8000.0
+    assert "milliseconds" not in device_rows(costs)[0]
+    assert "energy ms" not in layer_rows(workload, costs)[0]
 
 
 def test_a_device_that_cannot_read_the_workload_leaves_nothing(workload, folder):
