@@ -24,7 +24,7 @@ def test_every_command_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr("edgetrain.doctor.REQUIRED", {"torch": "torch"})  # importing all takes half a minute
     monkeypatch.setattr("edgetrain.doctor.OPTIONAL", {})
     typed = commands()
-    assert len(typed) == 21
+    assert len(typed) == 23
     for arguments in typed:
         trains = (arguments[0].startswith("recipe=") or arguments[0] == "sweep") and "--smoke" not in arguments
         shrunk = ["--smoke", *(["retrain=1"] if arguments[0] == "sweep" else [])] if trains else []

@@ -31,6 +31,7 @@ CONSTANTS = (
     "arbiter_scaling",
 )
 SIZES = ("pes", "vector_width", "noc_bandwidth", "clock_hz", "shared_bytes", "local_bytes", "max_bits")
+SCALINGS = {"bus_scaling": 2, "arbiter_scaling": 3}  # polynomials of the number of PEs, highest power first
 ANALYSES = {"maestro": maestro.analyse, "xrbench": maestro_xrbench.analyse}
 
 
@@ -49,7 +50,7 @@ class Asic:
     analysis: `maestro` counts every edge as it is; `xrbench` is the older analysis behind XRBench's figures, to the
     last unit. depthwise_dataflow: for depthwise layers, None for the same. Images of a batch, groups, heads and the
     steps of a recurrent layer run one after another; linear layers take all rows of a batch together. Raises UserError
-    for a constant without a source, a size below one, or a directive that cannot be read.
+    for a constant without a source, a number out of range, or a directive that cannot be read.
 
     A design of a search is `dataclasses.replace(asic, pes=512)`; layers are analysed once per shape and design.
     """
@@ -82,9 +83,15 @@ class Asic:
     def __post_init__(self) -> None:
         where = f"hardware {self.name}"
         check_sources(self.name, {name: getattr(self, name) for name in CONSTANTS}, self.sources, self.unverified)
-        for name in SIZES:
-            if not getattr(self, name) > 0:
-                raise UserError(f"{where}: {name}={getattr(self, name)} has to be above zero")
+        for name in (*SIZES, *CONSTANTS):
+            value = getattr(self, name)
+            if name not in SCALINGS and not value > 0:
+                raise UserError(f"{where}: {name}={value} has to be above zero")
+        for name, terms in SCALINGS.items():
+            if len(getattr(self, name)) != terms:
+                raise UserError(
+                    f"{where}: {name} has {len(getattr(self, name))} numbers, and the formula takes {terms}"
+                )
         if self.analysis not in ANALYSES:
             raise UserError(f"{where}: analysis={self.analysis} is neither maestro nor xrbench")
         if self.assume is not None and parse_format(self.assume).is_float:
@@ -95,8 +102,8 @@ class Asic:
     def dataflows(self) -> tuple[Dataflow, Dataflow]:
         """The one for all layers, and the one for depthwise ones."""
         where = f"hardware {self.name}"
-        everywhere = parse_dataflow(tuple(self.dataflow), where)
-        return everywhere, parse_dataflow(tuple(self.depthwise_dataflow or self.dataflow), where)
+        everywhere = parse_dataflow(tuple(map(str, self.dataflow)), where)
+        return everywhere, parse_dataflow(tuple(map(str, self.depthwise_dataflow or self.dataflow)), where)
 
     @property
     def areas_mm2(self) -> dict[str, float]:

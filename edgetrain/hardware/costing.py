@@ -28,6 +28,8 @@ def cost_devices(
     _figures(workload, costs, folder)
     metrics: dict[str, float] = {"cost/macs": workload.macs, "cost/weights": workload.weights}
     for name, cost in costs.items():
+        if cost.watts:
+            metrics[f"cost/{name}/milliwatts"] = 1e3 * sum(cost.watts.values())
         metrics |= {f"cost/{name}/{key}": value for key, value in summary(cost).items() if value is not None}
     return costs, metrics
 
@@ -96,6 +98,13 @@ def _tables(workload: Workload, costs: dict[str, Cost], folder: RunFolder) -> No
             "By component",
             "One call of each; the totals above are their sum.",
         )
+    watts = [
+        {"device": name, "component": component, "milliwatts": 1e3 * power}
+        for name, cost in costs.items()
+        for component, power in cost.watts.items()
+    ]
+    if watts:
+        folder.add_table("cost_power", watts, "Power", f"At the components' rates of invocation. {MODELLED}")
     folder.add_table("cost_layers", layer_rows(workload, costs), "By layer", MODELLED)
     for name, cost in costs.items():
         folder.write_table(f"cost_{name}", [_detail(row) for row in cost.rows])

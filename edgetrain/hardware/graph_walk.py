@@ -6,19 +6,19 @@ Tensors are told apart by their memory, so that a view is the tensor that it is 
 import re
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 from operator import attrgetter
 from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
 from torch._ops import HigherOrderOperator, OpOverload
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 
 from edgetrain.errors import UserError
+from edgetrain.hardware.exported_graph import arguments_of, memory, tensors_of, without_empty, written_to
 from edgetrain.hardware.formats import Format, parse_format
 from edgetrain.hardware.operator_rows import Call, Operand, Row
 from edgetrain.hardware.operators import OPERATORS, elementwise
@@ -148,8 +148,8 @@ class GraphWalk:
         inner = [argument for argument in node.args if isinstance(argument, fx.Node) and argument.op == "get_attr"]
         if not inner or not node.target.name().startswith("wrap_with"):
             raise UserError(
-                f"{self._place(node)}: {node.target.name()} cannot be costed, as what runs depends on values; trace "
-                "the part that runs, by a wrapper module or through components()"
+                f"{self._place(node)}: the operator {node.target.name()} is not known, as it runs a graph of its own "
+                "(a branch, a loop); trace the part that runs, by a wrapper module or through components()"
             )
         body = getattr(graph, str(inner[0].target))
         outer = node.args[node.args.index(inner[0]) + 1 :]
@@ -279,43 +279,3 @@ class GraphWalk:
     def _place(self, node: fx.Node) -> str:
         path = self._path(node)
         return f"{self.name}, module '{path}'" if path else self.name
-
-
-def memory(value: Tensor) -> int:
-    """What tells two tensors apart, and not a tensor and its view."""
-    return value.untyped_storage()._cdata
-
-
-def tensors_of(output: Any) -> Iterator[Tensor]:
-    """The tensors of a value, however nested; what is none (a cache object) is left out."""
-    if isinstance(output, Tensor):
-        yield output
-    elif isinstance(output, (list, tuple, Mapping)):
-        for item in output.values() if isinstance(output, Mapping) else output:
-            yield from tensors_of(item)
-
-
-def without_empty(argument: Any) -> Any:
-    """A list of operands without those that have no elements."""
-    if isinstance(argument, (list, tuple)):
-        return [item for item in argument if not isinstance(item, Operand) or item.elements]
-    return argument
-
-
-def arguments_of(schema: torch.FunctionSchema, node: fx.Node) -> dict[str, Any]:
-    """A call's arguments by the names of its schema, left-out ones with their default."""
-    named = {argument.name: argument.default_value for argument in schema.arguments}
-    return named | dict(zip(named, node.args, strict=False)) | dict(node.kwargs)
-
-
-def written_to(node: fx.Node) -> list[Tensor]:
-    """The tensors that an operator writes in place."""
-    if node.op != "call_function" or not isinstance(node.target, OpOverload):
-        return []
-    arguments = arguments_of(node.target._schema, node)
-    found = [
-        arguments.get(argument.name)
-        for argument in node.target._schema.arguments
-        if argument.alias_info is not None and argument.alias_info.is_write
-    ]
-    return [value.meta["val"] for value in found if isinstance(value, fx.Node)]

@@ -4,7 +4,7 @@ from typing import Literal
 
 from edgetrain.hardware.assignment import TOLERANCE, Assignment, Problem, Status
 from edgetrain.hardware.cp_sat import exact
-from edgetrain.hardware.list_scheduling import cheaper, fastest, mapped, polished
+from edgetrain.hardware.list_scheduling import cheaper, fastest, mapped, polished, shorter
 
 
 def solve(problem: Problem, deadline: float | None, time_limit: float) -> tuple[Assignment, Status]:
@@ -15,6 +15,8 @@ def solve(problem: Problem, deadline: float | None, time_limit: float) -> tuple[
     found that ends by the deadline: then the assignment is that without a deadline, so that it has a finite makespan.
     """
     quick = fastest(problem)
+    if deadline is None or not quick.ends_by(deadline):
+        quick = shorter(problem, quick)
     if deadline is None:
         found, status = _soonest(problem, quick, time_limit)
         if problem.joules is None:

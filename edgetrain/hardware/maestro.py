@@ -6,11 +6,12 @@ for what those hold), of what comes in and of what goes out, which overlap excep
 anew when one of its own loops moves, or begins again because one outside it moved. Units that want the same element
 get it in one transfer (multicast), partial sums of units that share an output are added on their way out.
 
-Where MAESTRO at HEAD (4eb08d1) differs: it does not count what begins again in the very step in which an outer loop
-moves, and leaves rows that a stride never reads in the last case.
+A cluster starts every step of the level above from empty buffers; partial sums that come in again count as accesses
+and delay nothing. So does MAESTRO at HEAD (4eb08d1), but for edges: it does not count what begins again in the very
+step in which an outer loop moves, takes ragged tiles below the top for full ones, and steps over rows that a stride
+never reads.
 """
 
-from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from itertools import product
 from math import prod
@@ -32,6 +33,7 @@ from edgetrain.hardware.dataflow import (
     bind,
     positions,
 )
+from edgetrain.hardware.dataflow_steps import Case, Sizes, loops_of
 
 INPUTS, WEIGHTS = (C, Y, X), (K, C, R, S)
 
@@ -52,44 +54,6 @@ class Counts(NamedTuple):
     local: Tensors
     shared_needed: Tensors
     local_needed: Tensors
-
-
-class _Held(NamedTuple):
-    """Of one dimension in one step: what a unit holds, what the last active one does, all together, what is new."""
-
-    dimension: int
-    tile: int
-    tail: int
-    span: int
-    new: int
-
-
-class _Case(NamedTuple):
-    """Steps of one loop that do the same; active: units at work, 0 where the loop is in time."""
-
-    count: int
-    active: int
-    held: tuple[_Held, ...]
-
-
-class _Sizes(NamedTuple):
-    """Of one step: active units, and of all six dimensions what `_Held` says of one."""
-
-    active: int
-    tile: Extents
-    tail: Extents
-    span: Extents
-    new: Extents
-
-    def after(self, cases: Iterable[_Case]) -> "_Sizes":
-        """With these loops in these cases."""
-        active, rows = self.active, [list(row) for row in self[1:]]
-        for case in cases:
-            active = case.active or active
-            for dimension, *sizes in case.held:
-                for row, size in zip(rows, sizes, strict=True):
-                    row[dimension] = size
-        return _Sizes(active, *map(tuple, rows))
 
 
 class _Level(NamedTuple):
@@ -113,7 +77,7 @@ def analyse(dataflow: Dataflow, shape: Shape, pes: int, bandwidth: int, lanes: i
     bound = bind(dataflow, shape)
     outputs = (K, C, Y, X) if shape.depthwise else (K, Y, X)
     strides = (shape.stride_height, shape.stride_width)
-    level = _cluster(bound.levels, bound.units(pes), strides, outputs, bandwidth, lanes).hold(shape.extents)
+    level = _cluster(bound.levels, bound.units(pes), strides, outputs, bandwidth, lanes).cost(shape.extents)
     sizes = volumes(shape.extents, strides, outputs)
     read_back = max(level.left - sizes[2], 0)  # partial sums that left before they were complete come in again
     return Counts(
@@ -156,25 +120,22 @@ class _Cluster:
         self.strides, self.outputs, self.bandwidth, self.lanes = strides, outputs, bandwidth, lanes
         self.known: dict[Extents, _Level] = {}
 
-    def hold(self, extents: Extents) -> _Level:
-        """What it costs to compute all that these extents hold, from empty buffers."""
-        level = self.known.get(extents)
-        if level is None:
-            level = self.known[extents] = (
-                self._compute(extents) if self.unit is None else self._step(extents, self.unit)
-            )
-        return level
+    def cost(self, extents: Extents) -> _Level:
+        """Of computing all that these extents hold."""
+        if extents not in self.known:
+            self.known[extents] = self._steps(extents, self.unit) if self.unit else self._products(extents)
+        return self.known[extents]
 
-    def _compute(self, extents: Extents) -> _Level:
+    def _products(self, extents: Extents) -> _Level:
         inputs, weights, made = volumes(extents, self.strides, self.outputs)
         macs = made * prod(extents[d] for d in range(4) if d not in self.outputs)
         return _Level(-(-macs // self.lanes), macs, (inputs, weights), (inputs, weights), made, (inputs, weights, made))
 
-    def _step(self, extents: Extents, unit: "_Cluster") -> _Level:
-        loops = list(_loops(self.maps, extents, self.units))
+    def _steps(self, extents: Extents, unit: "_Cluster") -> _Level:
+        loops = list(loops_of(self.maps, extents, self.units))
         spatial = frozenset(one.dimension for one in self.maps if one.spatial)
         fresh = [_fresh(tensor, loops) for tensor in (INPUTS, WEIGHTS, self.outputs)]
-        start = _Sizes(0, extents, extents, extents, extents).after(loop[0] for loop in loops)
+        start = Sizes(0, extents, extents, extents, extents).after(loop[0] for loop in loops)
         cycles = macs = left = 0
         came, received = [0, 0], [0, 0]
         first: Tensors = (0, 0, 0)
@@ -194,8 +155,8 @@ class _Cluster:
                     )
                     came[index] += count * arrived[index]
                     received[index] += count * (each * (active - 1) + last)
-            full = unit.hold(tile)
-            final = full if tail == tile else unit.hold(tail)
+            full = unit.cost(tile)
+            final = full if tail == tile else unit.cost(tail)
             made = _made(tile, tail, span, spatial, active, self.strides, self.outputs)
             leaves = made if fresh[2][moved] else 0
             compute = full.cycles if active > 1 else final.cycles
@@ -208,57 +169,7 @@ class _Cluster:
         return _Level(cycles, macs, (came[0], came[1]), (received[0], received[1]), left, first)
 
 
-def _loops(maps: tuple[Map, ...], extents: Extents, units: int) -> Iterator[tuple[_Case, ...]]:
-    """The cases of each loop, outermost first. Spatial maps of one level move together, at the place of the first."""
-    spatial = [one for one in maps if one.spatial]
-    for one in maps:
-        if not one.spatial:
-            size, count, last = _tiles(one, extents)
-            new, ragged = min(size, one.offset), last != size
-            cases = [_Case(1, 0, (_Held(one.dimension, size, size, size, size),))]
-            if steady := count - 1 - ragged:
-                cases.append(_Case(steady, 0, (_Held(one.dimension, size, size, size, new),)))
-            if ragged:
-                cases.append(_Case(1, 0, (_Held(one.dimension, last, last, last, max(last - size + new, 0)),)))
-            yield tuple(cases)
-        elif one is spatial[0]:
-            yield tuple(_spatial_cases(spatial, extents, units))
-
-
-def _spatial_cases(maps: list[Map], extents: Extents, units: int) -> Iterator[_Case]:
-    tiles = [_tiles(one, extents) for one in maps]
-    total = min(count for _, count, _ in tiles)
-    rounds = -(-total // units)
-    remaining = total - (rounds - 1) * units
-
-    def case(count: int, active: int, final: bool) -> _Case:
-        held = []
-        for one, (size, tiles_of_it, last) in zip(maps, tiles, strict=True):
-            tail = last if final and tiles_of_it == total else size
-            span = min(size, one.offset) * (active - 1) + tail
-            held.append(_Held(one.dimension, size, tail, span, span))
-        return _Case(count, active, tuple(held))
-
-    if rounds == 1:
-        yield case(1, remaining, True)
-        return
-    ragged = remaining != units or any(last != size for size, _, last in tiles)
-    yield case(1, units, False)
-    if steady := rounds - 1 - ragged:
-        yield case(steady, units, False)
-    if ragged:
-        yield case(1, remaining, True)
-
-
-def _tiles(one: Map, extents: Extents) -> tuple[int, int, int]:
-    """Size of a map cut to what there is, how many there are, and the size of the last."""
-    extent = extents[one.dimension]
-    size = min(one.size, extent)
-    count = min(1 - (size - extent) // one.offset, -(-extent // one.offset))  # the latter where maps leave gaps
-    return size, count, min(size, extent - (count - 1) * one.offset)
-
-
-def _fresh(tensor: tuple[int, ...], loops: list[tuple[_Case, ...]]) -> list[str]:
+def _fresh(tensor: tuple[int, ...], loops: list[tuple[Case, ...]]) -> list[str]:
     """What of a tensor changes when a loop is the innermost to move: "all", "part" along it, or ""; last: at the start.
 
     All when a loop of its own further in begins again.

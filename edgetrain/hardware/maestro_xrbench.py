@@ -122,7 +122,7 @@ def _bounded(maps: list[Map], units: int, extents: Extents, strides: tuple[int, 
 def _count(level: _Level, outputs: tuple[int, ...], below: int, bandwidth: int, lanes: int) -> Counts:
     """Cycles and accesses of one cluster; below: cycles of a step of each of its units, 0 where those are PEs."""
     loops = level.loops
-    loads = [[_load(level, tensor, moved) for moved in range(-1, len(loops))] for tensor in (INPUTS, WEIGHTS)]
+    loads: dict[tuple[int, tuple[int, ...]], list[tuple[int, int]]] = {}
     cycles = macs = 0
     read, local = [0, 0, 0], [0, 0, 0]
     first = (0, 0, 0)
@@ -135,9 +135,12 @@ def _count(level: _Level, outputs: tuple[int, ...], below: int, bandwidth: int, 
         few = step == EDGE or (step == FIRST and divided.short)
         units = level.last_units if few else level.units
         moved = max((place for place, step in enumerate(steps) if step != FIRST), default=-1)
+        still = tuple(place for place, loop in enumerate(loops) if loop.whole and steps[place] == FIRST)
+        if (moved, still) not in loads:
+            loads[moved, still] = [_load(level, tensor, moved, still) for tensor in (INPUTS, WEIGHTS)]
         arrived = [0, 0]
         for index, tensor in enumerate((INPUTS, WEIGHTS)):
-            one, other = loads[index][moved + 1]
+            one, other = loads[moved, still][index]
             shared = all(not (loop.spatial and loop.dimension in tensor) for loop in loops)
             arrived[index] = one if shared else one + max(units - 1, 0) * other
             read[index] += times * arrived[index]
@@ -151,8 +154,11 @@ def _count(level: _Level, outputs: tuple[int, ...], below: int, bandwidth: int, 
     return Counts(cycles, macs, tuple(read), tuple(local), first, (0, 0, 0))
 
 
-def _load(level: _Level, tensor: tuple[int, ...], moved: int) -> tuple[int, int]:
-    """Elements of a tensor that the first unit and each other one take when `moved` is the innermost loop to move."""
+def _load(level: _Level, tensor: tuple[int, ...], moved: int, still: tuple[int, ...]) -> tuple[int, int]:
+    """Elements of a tensor that the first unit and each other one take when `moved` is the innermost loop to move.
+
+    still: loops that stand at a step that covers them.
+    """
     own = [(place, loop) for place, loop in enumerate(level.loops) if loop.dimension in tensor]
     others = prod(loop.moves for _, loop in own if loop.spatial)
     units = prod(loop.size for _, loop in own if loop.spatial)
@@ -165,7 +171,7 @@ def _load(level: _Level, tensor: tuple[int, ...], moved: int) -> tuple[int, int]
                 if not loop.spatial
             )
             return units * part, others * part
-        if all(loop.whole for _, loop in own) or any(place < moved and not loop.whole for place, loop in own):
+        if all(place in still for place, _ in own) or any(place < moved and place not in still for place, _ in own):
             return 0, 0
     part = prod(loop.extent % loop.offset if loop.short else loop.size for _, loop in own if not loop.spatial)
     return units * part, others * part if divided else 0

@@ -108,19 +108,22 @@ class MemoryHierarchy:
 
         Raises UserError for a layer without size and for rates or placement of a component that is not there.
         """
-        workload = self._read(workload)
+        given, workload = workload, self._read(workload)
         places = _Places(self, workload)
         rows = tuple(self._layer(layer, places) for layer in workload)
         notes = [
             f"weights of {part} are in {places.weights[part].name}" for part, size in places.stored.items() if size
         ]
         notes += [f"activations are in {places.activations.name}", "arithmetic beside MACs and time are not modelled"]
-        if self.assume is not None:
+        if workload != given:
             notes.append(f"floating-point layers are costed as {self.assume}")
         if any(layer.density < 1 for layer in workload):
             notes.append("zero weights cost nothing, nor do the places of the others")
         watts = {part: rate * sum(row.joules or 0 for row in _of(part, rows)) for part, rate in self.rates.items()}
-        notes += [f"{part} runs {rate:g} times a second" for part, rate in self.rates.items()]
+        notes += [
+            f"{part} runs {rate:g} times a second and takes {1e3 * watts[part]:.4g} mW"
+            for part, rate in self.rates.items()
+        ]
         return Cost(
             self.name,
             workload.name,

@@ -142,8 +142,7 @@ class Microcontroller:
         if layer.degenerate:
             return replace(row, uncovered="its kernel is larger than its input")
         if kind is None:
-            folded = "; a batch norm is folded into the layer before it" if layer.kind == "norm" else ""
-            return replace(row, uncovered=f"the table has no rate for {layer.kind}{folded}")
+            return replace(row, uncovered=f"the table has no rate for {layer.kind}")
         if not count:
             return replace(row, uncovered="the table of layers has no outputs to count its operations by")
         seconds = count * self.cycles[kind] / self.clock_hz

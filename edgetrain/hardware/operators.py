@@ -113,6 +113,13 @@ def embedding(call: Call) -> list[Row]:
     return [Row("embedding", sizes(out.shape), (indices, table), call.outputs, indices.elements)]
 
 
+def embedding_bag(call: Call) -> list[Row]:
+    """The sum or mean of the rows that each bag asks for."""
+    table, indices, offsets = (call[key] for key in ("weight", "indices", "offsets"))
+    operations = indices.elements * (1 + table.shape[1])
+    return [Row("embedding", sizes(call.output.shape), (indices, offsets, table), call.outputs[:1], operations)]
+
+
 def elementwise(call: Call) -> list[Row]:
     steps = STEPS.get(call.name, 1)
     operations = steps * prod(call.output.shape)
@@ -176,7 +183,9 @@ OPERATORS = _table(
         (norm, "layer_norm rms_norm group_norm instance_norm native_layer_norm native_group_norm"),
         (softmax, "softmax _softmax log_softmax _log_softmax"),
         (embedding, "embedding"),
-        (reduction, "mean sum amax amin max min prod var std any all argmax argmin norm linalg_vector_norm logsumexp"),
+        (embedding_bag, "embedding_bag"),
+        (reduction, "mean sum amax amin max min prod var std var_mean std_mean any all argmax argmin logsumexp norm"),
+        (reduction, "linalg_vector_norm"),
         (elementwise, "add sub rsub mul div pow neg abs reciprocal sqrt rsqrt square exp log log1p expm1 sin cos erf"),
         (elementwise, "relu relu6 hardtanh clamp clamp_min clamp_max leaky_relu elu selu celu gelu silu mish sigmoid"),
         (elementwise, "tanh hardswish hardsigmoid softplus log_sigmoid prelu glu maximum minimum lerp addcmul addcdiv"),

@@ -98,9 +98,11 @@ def einsum(call: Call) -> list[Row] | None:
 CELLS = {"lstm": (4, 9), "gru": (3, 7), "rnn_tanh": (1, 1), "rnn_relu": (1, 1)}
 
 
-def recurrent(call: Call) -> list[Row]:
-    """One row for each layer and direction. Both directions write into one tensor."""
+def recurrent(call: Call) -> list[Row] | None:
+    """One row for each layer and direction. Both directions write into one tensor. Not for packed sequences."""
     x = call["input"]
+    if x is None:
+        return None
     states = call["hx"] if isinstance(call["hx"], (list, tuple)) else [call["hx"]]
     projected = call.name == "lstm" and states[0].shape[-1] != states[1].shape[-1]
     tensors = 2 + 2 * bool(call["has_biases"]) + projected

@@ -12,28 +12,20 @@
   a warning; any other one is refused.
 """
 
-import traceback
-import warnings
 from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from math import inf, prod
-from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.export import ExportedProgram
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from edgetrain.errors import UserError, listing
+from edgetrain.hardware.exported_graph import exported
 from edgetrain.hardware.formats import parse_format
-from edgetrain.hardware.graph_walk import Draft, GraphWalk, tensors_of
+from edgetrain.hardware.graph_walk import Draft, GraphWalk
 from edgetrain.hardware.operator_rows import Operand
 from edgetrain.hardware.workload import MAC_KINDS, Activation, Layer, LayerFacts, Operands, Workload
-
-TORCH = str(Path(torch.__file__).parent)
 
 
 def trace(model: nn.Module, example_inputs: tuple[Any, ...], name: str | None = None) -> Workload:
@@ -60,49 +52,6 @@ def trace(model: nn.Module, example_inputs: tuple[Any, ...], name: str | None = 
         program = exported(module, tree_unflatten(there, structure), name)
         walk.add(program, module, leaves, component)
     return workload_of(walk, model)
-
-
-def exported(module: nn.Module, inputs: tuple[Any, ...], name: str) -> ExportedProgram:
-    """The graph of a module. Its operators are still whole (attention, LSTM); outputs that are no tensors are gone."""
-    hook = module.register_forward_hook(lambda module, inputs, output: tuple(tensors_of(output)))
-    try:
-        with evaluating(module), torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return torch.export.export(module, inputs)
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(refusal(module, error, name)) from error
-    finally:
-        hook.remove()
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in evaluation mode; afterwards every module has its own mode back."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
-
-
-def refusal(module: nn.Module, error: Exception, name: str) -> str:
-    """What torch.export said, at which line of the model and in which module, and what to do."""
-    paths = {id(part): path for path, part in module.named_modules()}
-    place = ""
-    for frame, line in traceback.walk_tb(error.__traceback__):
-        owner = frame.f_locals.get("self")
-        if id(owner) in paths and not frame.f_code.co_filename.startswith(TORCH):
-            path = paths[id(owner)]
-            place = f" at {Path(frame.f_code.co_filename).name}:{line}" + (f", in module '{path}'" if path else "")
-    said = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__).rstrip(".")
-    return (
-        f"{name} cannot be exported{place}: {said}; check that the example inputs fit, and where control flow depends "
-        "on values, trace the parts that take and give tensors, by wrapper modules or through components()"
-    )
 
 
 def workload_of(walk: GraphWalk, model: nn.Module) -> Workload:
@@ -164,7 +113,7 @@ def layer_of(draft: Draft, name: str, tensors: dict[str, str], needed: set[str],
         sum(operand.elements for operand in weights) if row.weights is None else row.weights,
         sum(operand.elements for operand in biases),
         named[0].stored if named else "",
-        named[0].format if named else inputs[-1].format,
+        named[0].format if named else (inputs or outputs)[-1].format,
         component=draft.component,
     )
 

@@ -2,7 +2,7 @@
 
 A layer's loops are written as a convolution's (`Loops`), whatever its kind:
 
-  conv, depthwise, grouped   themselves
+  conv, depthwise, grouped   themselves; a transposed one as 1x1, from each input pixel to kernel size x channels
   linear       batch, tokens as out_height, features as channels; kernel 1x1
   matmul       attention's products: heads as groups, queries as out_height; the second factor is an input, no weight
   recurrent    steps as out_height, all gates as out_channels, input and hidden features together as in_channels

@@ -208,6 +208,9 @@ def test_a_layer_without_size_is_refused_by_name():
     ("changes", "says"),
     [
         ({"pes": 0}, "hardware nvdla: pes=0 has to be above zero"),
+        ({"mac_pj": -1.0}, "hardware nvdla: mac_pj=-1.0 has to be above zero"),
+        ({"bus_scaling": [1.0]}, "hardware nvdla: bus_scaling has 1 numbers, and the formula takes 2"),
+        ({"dataflow": [{"Cluster": 4}]}, r"hardware nvdla: '\{'Cluster': 4\}' is no directive"),
         ({"analysis": "exact"}, "hardware nvdla: analysis=exact is neither maestro nor xrbench"),
         ({"assume": "fp16"}, "hardware nvdla: assume=fp16 is no integer format; write int8, or null"),
         ({"dataflow": ["SpatialMap(1,1) Q"]}, r"hardware nvdla: 'SpatialMap\(1,1\) Q' is no directive"),

@@ -1,5 +1,7 @@
 """Several devices, one table of layers, one run folder."""
 
+from dataclasses import replace
+
 import pytest
 
 from edgetrain.errors import UserError
@@ -124,6 +126,16 @@ def test_many_devices_are_printed_without_their_layers(workload, folder, capsys)
     print_costs(folder)
     seven = capsys.readouterr().out
     assert "d6" in seven and "d6 ms" not in seven
+
+
+def test_power_by_component_is_a_table_and_a_metric(workload, folder):
+    class Streaming(PerMac):
+        def cost(self, workload: Workload) -> Cost:
+            return replace(super().cost(workload), watts={"encoder": 0.25, "joiner": 0.5})
+
+    _, metrics = cost_devices(workload, {"stream": Streaming("stream", 1.0)}, folder)
+    assert metrics["cost/stream/milliwatts"] == 750.0
+    assert [row["milliwatts"] for row in folder.read_table("cost_power")] == ["250.0", "500.0"]
 
 
 def test_a_device_without_time_has_no_milliseconds(workload, folder):

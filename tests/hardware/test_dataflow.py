@@ -1,6 +1,8 @@
 """Directives: what can be written, what they mean for a layer, clear refusals."""
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from edgetrain.errors import UserError
 from edgetrain.hardware.dataflow import Directive, Map, Shape, bind, parse_dataflow, shape_of
@@ -76,3 +78,16 @@ def test_what_is_no_dataflow_is_refused_in_one_sentence(directives: tuple[str, .
     with pytest.raises(UserError, match=says) as error:
         parse_dataflow(directives, "hardware x")
     assert str(error.value).startswith("hardware x: ") and "\n" not in str(error.value)
+
+
+PIECES = st.sampled_from([*"KCRSYX'(),0129 ", "Sz(R)", "Sz(S)", "Sz", "SpatialMap", "TemporalMap", "Cluster", "-", "P"])
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(st.lists(st.one_of(st.text(), st.lists(PIECES).map("".join)), max_size=4))
+def test_any_text_is_a_dataflow_or_a_refusal(lines: list[str]):
+    try:
+        found = parse_dataflow(tuple(lines), "hardware x")
+    except UserError:
+        return
+    assert len(found.levels) == len(found.clusters) + 1

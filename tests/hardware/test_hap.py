@@ -10,7 +10,7 @@ import pytest
 from edgetrain.hardware.assignment import FULL, Problem, replayed
 from edgetrain.hardware.cp_sat import exact
 from edgetrain.hardware.hap import solve
-from edgetrain.hardware.list_scheduling import cheaper, fastest, mapped
+from edgetrain.hardware.list_scheduling import cheaper, fastest, mapped, shorter
 
 # Chains a0 a1 a2 and b0 b1 on two sub-accelerators.
 TOY = Problem(
@@ -146,16 +146,27 @@ def test_small_instances_are_solved_as_by_trying_everything(seed: int, shared: b
 
 @pytest.mark.parametrize("shared", [False, True], ids=["own memory", "shared memory"])
 def test_lists_alone_give_schedules_that_hold(shared: bool) -> None:
+    sooner = 0
     for seed in range(40):
         problem = instance(seed, layers=14, devices=3, shared=shared)
         quick = fastest(problem)
         assert respects_everything(problem, quick)
         assert quick.makespan >= problem.least_seconds
+        soon = shorter(problem, quick)
+        assert respects_everything(problem, soon) and problem.least_seconds <= soon.makespan <= quick.makespan
+        sooner += soon.makespan < quick.makespan
         frugal = cheaper(problem, quick, 1.3 * quick.makespan)
         assert respects_everything(problem, frugal) and frugal.makespan <= 1.3 * quick.makespan
         assert frugal.joules <= quick.joules
         again = replayed(problem, quick.devices, sorted(range(14), key=lambda layer: (quick.starts[layer], layer)))
         assert again == quick
+    assert sooner  # moving single layers helps some of them
+
+
+def test_the_price_of_energy_decides_where_a_layer_runs() -> None:
+    """1 s and 10 J, or 3 s and 4 J: from a third of a second a joule on, the second is worth it."""
+    problem = Problem([(1.0, 3.0)], [()], [(10.0, 4.0)])
+    assert [fastest(problem, price).devices for price in (0.0, 0.33, 0.34)] == [(0,), (0,), (1,)]
 
 
 def test_without_or_tools_lists_find_a_schedule_and_say_that_it_is_not_proved(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -69,6 +69,13 @@ def test_json_brings_back_everything_and_csv_all_but_the_name(workload, tmp_path
     assert again.name == "table"
 
 
+def test_a_tensors_name_may_hold_what_parts_tensors(tmp_path):
+    inputs = (Activation("a; b[2x3] int8 out", (2,), INT8), Activation("%3B%25;", (), INT8, state=True))
+    workload = Workload("names", (Layer("a", "move", Loops(), inputs),))
+    write_csv(workload, tmp_path / "names.csv")
+    assert read_layer_table(tmp_path / "names.csv") == workload
+
+
 def test_a_traced_model_is_written_in_columns_that_people_know(tmp_path):
     model = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2), nn.ReLU())
     workload = trace(model, (zeros(1, 3, 9, 9),))

@@ -73,6 +73,7 @@ def test_watts_are_calls_a_second_by_joules_a_call():
     for component, rate in RATES.items():
         joules = sum(row.joules for row in cost.rows if row.component == component)
         assert cost.watts[component] == pytest.approx(rate * joules)
+    assert "encoder runs 6.25 times a second and takes 63.61 mW" in cost.notes
     assert not profile().cost(transducer()).watts
     assert profile().cost(transducer()).joules == pytest.approx(cost.joules)
 
@@ -202,6 +203,8 @@ def test_floating_point_is_costed_as_assumed_and_said_so():
     assert cost.weight_bytes == 10
     assert "floating-point layers are costed as int8" in cost.notes
     assert simple().cost(Workload("w", (fc,))).weight_bytes == 40
+    integers = simple(assume="int8").cost(Workload("w", (part("a", 10),)))
+    assert not any("floating" in note for note in integers.notes)
 
 
 @pytest.mark.parametrize(

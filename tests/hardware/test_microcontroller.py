@@ -168,7 +168,7 @@ def test_what_the_table_lacks_is_listed_and_not_zero():
     network = Workload("w", (norm, never), ("x",), ("x",))
     cost = small().cost(network)
     assert [row.uncovered for row in cost.uncovered] == [
-        "the table has no rate for norm; a batch norm is folded into the layer before it",
+        "the table has no rate for norm",
         "its kernel is larger than its input",
     ]
     assert cost.seconds == 0

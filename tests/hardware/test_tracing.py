@@ -81,6 +81,32 @@ def test_a_timm_models_macs_are_torchs_and_its_weights_the_published_count(name,
     assert workload.name == name
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name",
+    ["mobilenetv2_100", "convnext_atto", "swin_tiny_patch4_window7_224", "densenet121", "levit_128s", "ghostnet_100"],
+)
+def test_macs_of_more_timm_models_are_torchs(name):
+    timm = pytest.importorskip("timm")
+    model, image = timm.create_model(name), torch.zeros(1, 3, 224, 224)
+    workload = trace(model, (image,), name)
+    assert workload.macs == counted_macs(model, image)
+    assert workload.weights >= parameters(model)  # position tables are stored as they are read, once for each pair
+
+
+@pytest.mark.parametrize("kind", ["bert", "gpt2", "mamba"])
+def test_macs_of_other_models_of_transformers_are_torchs(kind):
+    transformers = pytest.importorskip("transformers")
+    sizes = {
+        "bert": {"num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48, "hidden_size": 32},
+        "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 40, "bos_token_id": 0, "eos_token_id": 0},
+        "mamba": {"hidden_size": 32, "num_hidden_layers": 1, "state_size": 4},
+    }
+    config = transformers.AutoConfig.for_model(kind, vocab_size=97, **sizes[kind])
+    model = transformers.AutoModel.from_config(config)
+    assert trace(model, (TOKENS,)).macs == counted_macs(model, TOKENS)
+
+
 class UNet(nn.Module):
     """Two levels: down by pooling, up by a transposed convolution, joined with what was before the pool."""
 
@@ -334,6 +360,36 @@ def test_norms_store_a_scale_and_a_shift(module, shape, steps, weights, biases):
     assert (layer.operations, layer.weights, layer.biases) == (steps * 36, weights, biases)
 
 
+POINTWISE = {
+    "relu": (nn.ReLU(), "elementwise", 1),
+    "gelu": (nn.GELU(), "elementwise", 1),
+    "leaky": (nn.PReLU(), "elementwise", 1),
+    "cast": (Lambda(lambda _, x: x.half()), "elementwise", 1),
+    "broadcast": (Lambda(lambda _, x: x[:1] + x), "elementwise", 1),
+    "comparison": (Lambda(lambda _, x: x > 0), "elementwise", 1),
+    "bilinear": (Lambda(lambda _, x: F.interpolate(x[None], size=(3, 6), mode="bilinear")), "elementwise", 7),
+    "softmax": (nn.Softmax(-1), "softmax", 5),
+    "log softmax": (nn.LogSoftmax(-1), "softmax", 5),
+}
+
+
+@pytest.mark.parametrize(("module", "kind", "steps"), POINTWISE.values(), ids=POINTWISE)
+def test_operations_of_a_layer_without_products_are_counted_by_the_number(module, kind, steps):
+    layer = only(trace(module, (torch.zeros(2, 3, 6),)), kind)
+    assert (layer.operations, layer.macs) == (steps * 36, 0)
+
+
+def test_a_reduction_adds_every_number_that_it_reads():
+    layer = only(trace(Lambda(lambda _, x: x.sum(-1)), (torch.zeros(2, 3, 6),)), "elementwise")
+    assert (layer.operations, layer.outputs[0].shape) == (36, (2, 3))
+
+
+def test_a_bag_of_rows_is_looked_up_and_summed():
+    bag = nn.EmbeddingBag(9, 4, mode="sum")
+    layer = only(trace(bag, (torch.zeros(2, 3, dtype=torch.int64),)), "embedding")
+    assert (layer.operations, layer.weights, layer.outputs[0].shape) == (6 * (1 + 4), 36, (2, 4))
+
+
 MOVES = {
     "pad": (lambda x: F.pad(x, (1, 1)), (2, 4, 6, 8)),
     "shuffle": (lambda x: F.pixel_shuffle(x, 2), (2, 1, 12, 12)),
@@ -396,6 +452,24 @@ def test_two_parts_of_one_tensor_are_both_read_and_one_part_once():
     assert [tensor.elements for tensor in added.inputs] == [8, 8]
     assert [tensor.elements for tensor in scaled.inputs] == [8, 2]  # one column, however often it is used
     assert [tensor.elements for tensor in squared.inputs] == [16]
+
+
+def test_a_tensor_that_is_written_in_parts_is_one_tensor():
+    def put_together(_, x, y):
+        both = x.new_zeros(2, 6)
+        both[:, :4] = x
+        both[:, 4:5] = y
+        both[0] = 3.0
+        return both * 2
+
+    workload = trace(Lambda(put_together), (torch.zeros(2, 4), torch.zeros(2, 1)))
+    assert [(layer.name, names(layer.inputs), names(layer.outputs)) for layer in workload] == [
+        ("copy", ["inputs_0"], ["copy"]),
+        ("copy:2", ["inputs_1"], ["copy"]),
+        ("fill", [], ["copy"]),
+        ("mul", ["copy"], ["mul"]),
+    ]
+    assert [layer.outputs[0].shape for layer in workload] == [(2, 6), (2, 1), (6,), (2, 6)]
 
 
 def test_a_buffer_that_the_model_writes_is_state():
@@ -493,6 +567,12 @@ def test_a_block_under_autocast_is_walked_through():
     workload = trace(Lambda(half, mix=nn.Linear(4, 4)), (torch.zeros(2, 4),))
     assert workload.macs == 2 * 16
     assert str(only(workload, "linear").output_format) == "bf16"
+
+
+def test_a_model_that_is_compiled_in_place_is_traced_as_it_is():
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
+    model.compile()
+    assert [layer.kind for layer in trace(model, (torch.zeros(2, 4),))] == ["linear", "elementwise"]
 
 
 def test_every_module_gets_its_mode_back():
@@ -594,18 +674,23 @@ class Choice(nn.Module):
     ("model", "said"),
     [
         (nn.Sequential(nn.Linear(4, 4), Choice()), "at test_tracing.py:\\d+, in module '1': .*components\\(\\)"),
+        (
+            Lambda(lambda _, x: torch.cond(x.sum() > 0, lambda x: x + 1, lambda x: x - 1, (x,))),
+            "the operator cond is not known, as it runs a graph of its own",
+        ),
         (nn.Sequential(nn.Linear(5, 5)), "Sequential cannot be exported.*check that the example inputs fit"),
         (Lambda(lambda _, x: x.nonzero()), "Lambda.*components\\(\\)"),
         (Lambda(lambda _, x: x.topk(2).values), "the operator aten.topk.default is not known"),
         (Lambda(lambda m, x: m.conv(x[:0, None, None]), conv=nn.Conv2d(1, 1, 1)), "a conv layer of size zero"),
         (Lambda(lambda _, x: torch.fft.rfft(x).real), "a tensor is complex64, which has no format on a device"),
     ],
-    ids=["control flow", "shapes", "sizes by value", "unknown operator", "nothing", "complex"],
+    ids=["control flow", "branch", "shapes", "sizes by value", "unknown operator", "nothing", "complex"],
 )
-def test_a_model_that_cannot_be_traced_is_a_sentence(model, said):
+def test_a_model_that_cannot_be_traced_is_a_sentence_and_nothing_else(model, said, capfd):
     with pytest.raises(UserError, match=said) as caught:
         trace(model, (torch.zeros(3, 4),))
     assert "\n" not in str(caught.value)
+    assert capfd.readouterr() == ("", "")
 
 
 def test_an_unknown_operator_that_keeps_the_size_counts_one_an_element_with_a_warning():
