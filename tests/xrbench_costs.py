@@ -5,6 +5,7 @@ import gzip
 import os
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import yaml
@@ -23,10 +24,12 @@ def device(name: str, **changes) -> Asic:
     return build(yaml.safe_load((ROOT / "conf" / "hardware" / f"{name}.yaml").read_text()) | changes)
 
 
+@cache
 def dataflow(name: str) -> Dataflow:
     return parse_dataflow(tuple(device(NAMES[name]).dataflow), name)
 
 
+@cache
 def tables() -> dict[str, list[Shape]]:
     """The layers of all networks, those whose kernel is larger than their input too."""
     networks: dict[str, list[Shape]] = {}

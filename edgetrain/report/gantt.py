@@ -26,8 +26,8 @@ def gantt_chart(
 ) -> bytes:
     """A row for each machine, a colour for each group; names where they fit into their bars.
 
-    `rows` come first, idle ones too; `reference` names upright dashed lines, as a deadline. Bars that are not finite are left out, those without a length
-    are not seen; raises UserError when nothing is left.
+    `rows` come first, idle ones too; `reference` names upright dashed lines, as a deadline. Bars that are not finite
+    are left out, those without a length are not seen; raises UserError when nothing is left.
     """
     drawn = [bar for bar in bars if math.isfinite(bar.start) and math.isfinite(bar.end) and bar.end > bar.start]
     require(drawn, dict.fromkeys(bar.row for bar in bars))

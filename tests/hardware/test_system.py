@@ -6,9 +6,12 @@ from dataclasses import replace
 
 import pytest
 
+from edgetrain.build import build
+from edgetrain.compose import compose
 from edgetrain.errors import UserError
 from edgetrain.hardware.cost import Cost, LayerCost, Limit
 from edgetrain.hardware.device_table import joined, predecessors
+from edgetrain.hardware.formats import INT8
 from edgetrain.hardware.system import System
 from edgetrain.hardware.workload import Activation, Layer, Loops, Workload
 
@@ -208,6 +211,24 @@ def test_areas_and_rates_add_up_and_sources_say_whose_they_are() -> None:
     assert "right: counts nothing else" in cost.notes
     devices["right"].area = None
     assert System(devices).cost(A).area_mm2 is None
+
+
+def test_two_accelerators_together_are_never_slower_than_either_and_take_both_areas() -> None:
+    nodes = compose(["recipe=cost", "hardware=[nvdla,shidiannao,nvdla_shidiannao]"]).hardware
+    nvdla, shidiannao, both = (build(node) for node in nodes.values())
+    shapes = [
+        Loops(1, 1, 32, 3, 56, 56, 3, 3, 2, 2),
+        Loops(1, 1, 64, 32, 28, 28, 1, 1),
+        Loops(1, 1, 256, 128, 7, 7, 3, 3),
+    ]
+    layers = [Layer(f"conv{n}", "conv", loops, macs=loops.macs, weight_format=INT8) for n, loops in enumerate(shapes)]
+    alone, other, cost = (device.cost(Workload("net", tuple(layers))) for device in (nvdla, shidiannao, both))
+    faster = [min(pair, key=lambda row: row.seconds) for pair in zip(alone.rows, other.rows, strict=True)]
+    assert [row.seconds for row in cost.rows] == [row.seconds for row in faster]
+    assert {row.device for row in cost.rows} == {"nvdla", "shidiannao"}
+    assert cost.seconds == pytest.approx(sum(row.seconds for row in faster)) <= min(alone.seconds, other.seconds)
+    assert cost.area_mm2 == pytest.approx(alone.area_mm2 + other.area_mm2)
+    assert cost.sources["nvdla.mac_pj"] == alone.sources["mac_pj"]
 
 
 def test_limits_of_single_devices_are_said_to_be_unchecked() -> None:
