@@ -154,7 +154,7 @@ class Asic:
             ),
             area_mm2=sum(self.areas_mm2.values()),
             macs_per_second=self.pes * self.vector_width * self.clock_hz,
-            bytes_per_second=self.noc_bandwidth * self.clock_hz * min(narrowest) / 8,
+            bytes_per_second=2 * self.noc_bandwidth * self.clock_hz * min(narrowest) / 8,  # in and out
             memory_level="L2",
             limits=(
                 Limit("shared buffer", shared, self.shared_bytes),

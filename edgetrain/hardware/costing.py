@@ -143,6 +143,8 @@ def _component_rows(workload: Workload, costs: Mapping[str, Cost]) -> list[Row]:
 def _detail(row: LayerCost) -> Row:
     """Everything that a device said of a layer."""
     head: Row = {"layer": row.name, "component": row.component, "kind": row.kind, "macs": row.macs}
+    if row.device:
+        head["device"] = row.device
     moved = {f"bytes {level}": count for level, count in row.moved.items()}
     energy = {f"joules {part}": value for part, value in row.energy.items()}
     return head | {"seconds": row.seconds, "joules": row.joules} | moved | energy | {"uncovered": row.uncovered}
