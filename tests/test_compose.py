@@ -385,6 +385,9 @@ def test_an_option_may_be_a_file_anywhere(typed: Typed, refused: Callable[..., l
     extra = project / "elsewhere" / "extra.yaml"
     extra.write_text("_target_: composed.Method\np: 0.5")
     assert typed(f"method=[{extra}]", "method.extra.seed=3").method["extra"]["seed"] == 3
+    same = project / "elsewhere" / "text.yaml"
+    same.write_text("_target_: composed.Data\nname: theirs\nvocab_size: 1")
+    assert typed(f"data={same}").data["name"] == "theirs"
     assert refused("data=../elsewhere/none.yaml") == ["data=../elsewhere/none.yaml: there is no such file"]
 
 

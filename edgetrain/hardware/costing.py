@@ -154,14 +154,9 @@ def _figures(workload: Workload, costs: dict[str, Cost], folder: RunFolder) -> N
     timed = {name: cost for name, cost in costs.items() if cost.seconds}
     if not timed:
         return
-    by_kind: dict[str, dict[str, float | None]] = {kind: {} for kind in KINDS}
-    for name, cost in timed.items():
-        for row in cost.rows:
-            by_kind[row.kind][name] = (by_kind[row.kind].get(name) or 0.0) + 100 * row.seconds / cost.seconds
-    drawn = {kind: shares for kind, shares in by_kind.items() if any(shares.values())}
     folder.add_figure(
         "cost_kinds",
-        bar_chart(drawn, "share of the device's time (%)", stacked=True),
+        bar_chart(kind_shares(timed), "share of the device's time (%)", stacked=True),
         "Where the time goes",
         f"Kinds of layers on every device. {MODELLED}",
     )
@@ -189,6 +184,15 @@ def _figures(workload: Workload, costs: dict[str, Cost], folder: RunFolder) -> N
     _roofline(workload, timed, folder)
 
 
+def kind_shares(costs: Mapping[str, Cost]) -> dict[str, dict[str, float | None]]:
+    """Per cent of every device's time by kind of layer, kinds without any left out."""
+    by_kind: dict[str, dict[str, float | None]] = {kind: {} for kind in KINDS}
+    for name, cost in costs.items():
+        for row in cost.rows:
+            by_kind[row.kind][name] = (by_kind[row.kind].get(name) or 0.0) + 100 * row.seconds / cost.seconds
+    return {kind: shares for kind, shares in by_kind.items() if any(shares.values())}
+
+
 def _energy_figure(costs: dict[str, Cost], folder: RunFolder) -> None:
     """Where the energy goes, in per cent: devices are of very different sizes."""
     parts: dict[str, dict[str, float | None]] = {}
@@ -209,12 +213,7 @@ def _energy_figure(costs: dict[str, Cost], folder: RunFolder) -> None:
 def _roofline(workload: Workload, costs: dict[str, Cost], folder: RunFolder) -> None:
     panels = {}
     for name, cost in costs.items():
-        points: dict[str, list[tuple[float, float]]] = {}
-        for layer, row in zip(workload, cost.rows, strict=True):
-            least = layer.weight_bytes + sum(tensor.bytes for tensor in (*layer.inputs, *layer.outputs))
-            moved = row.moved.get(cost.memory_level, 0) or least
-            if row.seconds and row.macs and moved:
-                points.setdefault(row.kind, []).append((row.macs / moved, row.macs / row.seconds / 1e9))
+        points = roofline_points(workload, cost)
         roof, slope = (None if rate is None else rate / 1e9 for rate in (cost.macs_per_second, cost.bytes_per_second))
         panels[name] = (points, roof, slope)
     if any(points for points, *_ in panels.values()):
@@ -225,3 +224,14 @@ def _roofline(workload: Workload, costs: dict[str, Cost], folder: RunFolder) -> 
             "Every layer under its device's limits: the flat roof is the arithmetic's, the slanted one the memory's. "
             f"Where a device does not count traffic, it is weights, inputs and outputs once. {MODELLED}",
         )
+
+
+def roofline_points(workload: Workload, cost: Cost) -> dict[str, list[tuple[float, float]]]:
+    """By kind, of every layer with MACs and a time: MACs a byte of memory traffic, and GMACs a second."""
+    points: dict[str, list[tuple[float, float]]] = {}
+    for layer, row in zip(workload, cost.rows, strict=True):
+        least = layer.weight_bytes + sum(tensor.bytes for tensor in (*layer.inputs, *layer.outputs))
+        moved = row.moved.get(cost.memory_level, 0) or least
+        if row.seconds and row.macs and moved:
+            points.setdefault(row.kind, []).append((row.macs / moved, row.macs / row.seconds / 1e9))
+    return points

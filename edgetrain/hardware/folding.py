@@ -29,7 +29,6 @@ def fold_batch_norms(workload: Workload) -> Workload:
             and before.weights
         ):
             layers[writer[read]] = replace(before, outputs=layer.outputs, biases=layer.weights // 2)
-            writer[layer.outputs[0].name] = writer[read]
             continue
         writer |= {tensor.name: len(layers) for tensor in layer.outputs}
         layers.append(layer)
@@ -37,9 +36,6 @@ def fold_batch_norms(workload: Workload) -> Workload:
 
 
 def is_batch_norm(layer: Layer) -> bool:
-    """A norm that is only a scale and a shift of each channel, and has no biases beside them."""
-    return layer.kind == "norm" and layer.weights > 0 and not layer.biases and layer.operations == 2 * _elements(layer)
-
-
-def _elements(layer: Layer) -> int:
-    return sum(tensor.elements for tensor in layer.outputs)
+    """A norm with weights that only scales and shifts: two operations an element, where others also take statistics."""
+    elements = sum(tensor.elements for tensor in layer.outputs)
+    return layer.kind == "norm" and layer.weights > 0 and layer.operations == 2 * elements

@@ -39,11 +39,7 @@ def roofline_chart(
             line = axes.plot(x, y, linestyle="", marker=marker, color=colour, markeredgecolor="white", markersize=6.5)
             handles.setdefault(kind, line[0])
         if peak:
-            low, high = axes.get_xlim()
-            ridge = peak / bandwidth if bandwidth else low
-            low, high = min(low, ridge), max(high, ridge * 2)
-            roof = [(low, min(peak, low * bandwidth) if bandwidth else peak), (max(ridge, low), peak), (high, peak)]
-            axes.plot(*zip(*roof, strict=True), color=QUIET, linewidth=1.4)
+            axes.plot(*zip(*roof(peak, bandwidth, *axes.get_xlim()), strict=True), color=QUIET, linewidth=1.4)
     figure.supxlabel(x_label, fontsize=9.5, color="#1f2937")
     figure.supylabel(y_label, fontsize=9.5, color="#1f2937")
     figure.legend(handles.values(), handles.keys(), loc="outside upper left", ncols=6, fontsize=9)
@@ -52,3 +48,12 @@ def roofline_chart(
 
 def _positive(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
     return [(x, y) for x, y in points if 0 < x < math.inf and 0 < y < math.inf]
+
+
+def roof(peak: float, bandwidth: float | None, low: float, high: float) -> list[tuple[float, float]]:
+    """The line from intensity `low` to `high` under both limits, drawn on to where it bends."""
+    if not bandwidth:
+        return [(low, peak), (high, peak)]
+    ridge = peak / bandwidth
+    low, high = min(low, ridge), max(high, 2 * ridge)
+    return [(low, low * bandwidth), (ridge, peak), (high, peak)]

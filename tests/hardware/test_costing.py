@@ -7,7 +7,7 @@ import pytest
 from edgetrain.errors import UserError
 from edgetrain.folder import RunFolder
 from edgetrain.hardware.cost import Cost, LayerCost, Limit
-from edgetrain.hardware.costing import cost_devices, costliest, device_rows, layer_rows
+from edgetrain.hardware.costing import cost_devices, costliest, device_rows, kind_shares, layer_rows, roofline_points
 from edgetrain.hardware.terminal import print_costs
 from edgetrain.hardware.workload import Activation, Layer, Loops, Workload
 
@@ -107,6 +107,20 @@ def test_the_costliest_layers_keep_their_order(workload, devices, folder):
     costs, _ = cost_devices(workload, devices, folder)
     assert costliest(workload, costs, 2) == [0, 2]
     assert costliest(workload, {"small": costs["small"]}, 1) == [0]
+
+
+def test_shares_of_kinds_are_per_cent(workload, devices):
+    shares = kind_shares({name: device.cost(workload) for name, device in devices.items()})
+    assert shares["conv"] == {"small": pytest.approx(500 / 9), "fast": pytest.approx(62.5)}
+    assert shares["pool"] == {"small": pytest.approx(100 / 9), "fast": 0.0}
+    assert set(shares) == {"conv", "linear", "pool"}
+
+
+def test_a_roofline_has_macs_a_byte_that_the_device_moved_or_else_of_all_tensors_once(workload, devices):
+    cost = devices["small"].cost(workload)
+    assert roofline_points(workload, cost) == {"conv": [(5 / 8, 1e-9)], "linear": [(3 / 8, 1e-9)]}
+    unknown = replace(cost, memory_level="L9")  # 5 weights, 4 numbers in, 4 out, of 4 bytes
+    assert roofline_points(workload, unknown)["conv"] == [(5 / (4 * 13), 1e-9)]
 
 
 def test_what_is_printed_is_what_was_costed(workload, devices, folder, capsys):

@@ -44,6 +44,19 @@ def test_what_somebody_else_reads_is_not_folded():
     assert fold_batch_norms(workload) == workload
 
 
+class TwoEnds(nn.Sequential):
+    """Gives back what is before the norm too."""
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        y = self[0](x)
+        return self[1](y), y
+
+
+def test_an_end_of_the_model_is_not_folded_away():
+    workload = trace(TwoEnds(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)), (X,))
+    assert fold_batch_norms(workload) == workload
+
+
 def test_layer_norms_and_shared_weights_stay():
     norms = nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8))
     assert len(fold_batch_norms(trace(norms, (X,)))) == 2

@@ -6,7 +6,7 @@ import matplotlib.image
 import pytest
 
 from edgetrain.errors import UserError
-from edgetrain.report.roofline import roofline_chart
+from edgetrain.report.roofline import roof, roofline_chart
 
 POINTS = {"conv": [(10.0, 1e9), (float("inf"), 1e9), (2.0, 0.0)], "linear": [(0.5, 2e7)]}
 
@@ -29,3 +29,10 @@ def test_devices_without_a_point_get_no_panel():
     assert (one == same).all()
     with pytest.raises(UserError, match="nothing to draw"):
         roofline_chart({"empty": ({}, 1e9, None)}, "x", "y")
+
+
+def test_a_roof_rises_with_the_bandwidth_and_bends_at_the_peak():
+    assert roof(100.0, 10.0, 1.0, 50.0) == [(1.0, 10.0), (10.0, 100.0), (50.0, 100.0)]
+    assert roof(100.0, 10.0, 1.0, 5.0)[-1] == (20.0, 100.0)  # the bend is seen though all points are left of it
+    assert roof(100.0, 10.0, 12.0, 50.0)[0] == (10.0, 100.0)
+    assert roof(100.0, None, 1.0, 50.0) == [(1.0, 100.0), (50.0, 100.0)]
