@@ -40,7 +40,7 @@ def test_list_shows_every_recipe_in_one_sentence(edgetrain: Call) -> None:
 
 
 def test_list_takes_a_pattern(edgetrain: Call) -> None:
-    assert edgetrain("list", "paper")[1].startswith("layerskip_paper ")
+    assert edgetrain("list", "skip_paper")[1].startswith("layerskip_paper ")
     code, _, err = edgetrain("list", "nonsense")
     assert code == 2
     assert "no recipe matches 'nonsense'" in err
