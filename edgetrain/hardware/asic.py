@@ -133,7 +133,7 @@ class Asic:
                     LayerCost(layer.name, layer.kind, layer.macs, component=layer.component, uncovered=uncovered)
                 )
                 continue
-            formats = operands(layer)
+            formats = (*layer.factor_formats, layer.output_format)
             if any(one.is_float for one in formats):
                 floats = True
                 formats = tuple(assumed if one.is_float and assumed else one for one in formats)
@@ -229,12 +229,6 @@ class Asic:
         if floats:
             notes.append(f"floating-point layers are costed as {self.assume}")
         return tuple(notes)
-
-
-def operands(layer: Layer) -> tuple[Format, Format, Format]:
-    """Formats of the inputs, of what they are multiplied by (weights, or a product's second input), of the outputs."""
-    second = layer.inputs[1].format if layer.kind == "matmul" and len(layer.inputs) > 1 else layer.weight_format
-    return layer.input_format, second, layer.output_format
 
 
 @lru_cache(maxsize=1 << 16)

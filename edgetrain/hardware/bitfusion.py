@@ -11,7 +11,7 @@ from typing import Literal
 from edgetrain.errors import UserError
 from edgetrain.hardware.bitfusion_tiling import Array, Energies, Run, Shape, search
 from edgetrain.hardware.cost import Cost, LayerCost, check_sizes, check_sources
-from edgetrain.hardware.formats import Format, parse_format
+from edgetrain.hardware.formats import parse_format
 from edgetrain.hardware.workload import MAC_KINDS, Layer, Workload
 
 CONVOLUTIONS = frozenset({"conv", "depthwise", "grouped"})
@@ -151,7 +151,7 @@ class BitFusion:
     def fused(self, layer: Layer) -> tuple[int, int]:
         """Products of a unit at a time, and the cycles that they take."""
         lanes, passes = 1, 1
-        for bits in (max(format.bits, self.min_bits) for format in operands(layer)):
+        for bits in (max(format.bits, self.min_bits) for format in layer.factor_formats):
             if self.billing == "exact":
                 bits = 1 << (bits - 1).bit_length()  # fused in powers of two
                 passes *= max(1, bits // self.max_bits)
@@ -160,7 +160,7 @@ class BitFusion:
 
     def _run(self, layer: Layer, unrolled: bool) -> Run:
         self._check_formats(layer)
-        loops, (inputs, weights) = layer.loops, operands(layer)
+        loops, (inputs, weights) = layer.loops, layer.factor_formats
         lanes, passes = self.fused(layer)
         batch, alike, height = self.batch * loops.batch, loops.groups, loops.out_height
         if layer.kind == "matmul":  # no two inferences share the second factor
@@ -201,7 +201,7 @@ class BitFusion:
         return run.times(alike)
 
     def _check_formats(self, layer: Layer) -> None:
-        for what, format in zip(("inputs", "weights"), operands(layer), strict=True):
+        for what, format in zip(("inputs", "weights"), layer.factor_formats, strict=True):
             if format.is_float:
                 raise UserError(
                     f"hardware {self.name}: the {what} of layer '{layer.name}' are {format}, and the array multiplies "
@@ -238,7 +238,7 @@ class BitFusion:
     def _notes(self, workload: Workload, integer: Workload) -> tuple[str, ...]:
         notes = [BILLINGS[self.billing]]
         products = [layer for layer in workload if not why_not(layer)]
-        if any(format.is_float for layer in products for format in operands(layer)):
+        if any(format.is_float for layer in products for format in layer.factor_formats):
             notes.append(f"floating-point layers are costed as {self.assume}")
         if any(self.fused(layer)[1] > 1 for layer in integer if not why_not(layer)):
             notes.append(f"operands wider than {self.max_bits} bits take two passes each (from memory, not the paper)")
@@ -247,12 +247,6 @@ class BitFusion:
                 f"{self.batch} inferences run together, and all are done after {self.batch} times these figures"
             )
         return tuple(notes)
-
-
-def operands(layer: Layer) -> tuple[Format, Format]:
-    """Formats of the inputs and of what they are multiplied by: weights, or the second input of a product."""
-    second = layer.inputs[1].format if layer.kind == "matmul" and len(layer.inputs) > 1 else layer.weight_format
-    return layer.input_format, second
 
 
 def why_not(layer: Layer) -> str:
