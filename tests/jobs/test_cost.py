@@ -1,10 +1,13 @@
 """The job and the verb `cost`, from the command line to the tables."""
 
 import json
+import re
+import shlex
 from pathlib import Path
 
 import pytest
 import yaml
+from conftest import ROOT
 
 from edgetrain.cli import main
 from edgetrain.folder import RunFolder
@@ -56,6 +59,16 @@ def test_a_device_of_ones_own_is_a_file(elsewhere: Path) -> None:
     assert metrics["cost/half/milliseconds"] == pytest.approx(2 * metrics["cost/cortex_m7/milliseconds"])
     assert metrics["cost/half/fits"] == 0  # a result, not an error
     assert yaml.safe_load((elsewhere / "run/config.yaml").read_text())["hardware"]["half"]["name"] == "half"
+
+
+def test_the_documentation_s_own_board_is_costed(elsewhere: Path) -> None:
+    text = (ROOT / "docs" / "hardware.md").read_text()
+    (elsewhere / "my_board.yaml").write_text(re.search(r"```yaml\n(# my_board.yaml\n.*?)```", text, re.S)[1])
+    command = re.search(r"python -m edgetrain (cost .*my_board.yaml\].*)", text)[1]
+    assert main([*shlex.split(command), "out=run"]) == 0
+    metrics = json.loads((elsewhere / "run/metrics.json").read_text())
+    times = [metrics[f"cost/{name}/milliseconds"] for name in ("cortex_m7", "my_board")]
+    assert times[0] / times[1] == pytest.approx(480 / 216)
 
 
 TABLE = """Network one { Layer a { Type: CONV Dimensions { K: 8, C: 3, R: 3, S: 3, Y: 10, X: 10 } } }
