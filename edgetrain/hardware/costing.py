@@ -1,7 +1,9 @@
 """Cost a workload on several devices, into a run's folder: tables, figures, metrics."""
 
+import re
 from collections import Counter
 from collections.abc import Mapping
+from typing import Any
 
 from edgetrain.folder import Row, RunFolder
 from edgetrain.hardware.cost import Cost, Device, LayerCost
@@ -10,6 +12,7 @@ from edgetrain.hardware.workload import KINDS, Workload
 from edgetrain.report.figures import bar_chart, heatmap
 from edgetrain.report.roofline import roofline_chart
 
+TIME, ENERGY = " ms", " mJ"  # ends of column names
 MOST_LAYERS = 24  # in the figure; the table has all
 MODELLED = "Modelled, not measured; batch norms are folded into the layers before them."
 
@@ -70,20 +73,40 @@ def layer_rows(workload: Workload, costs: Mapping[str, Cost]) -> list[Row]:
         for name, cost in costs.items():
             one = cost.rows[number]
             if cost.seconds:
-                row[f"{name} ms"] = None if one.uncovered else 1e3 * one.seconds
+                row[f"{name}{TIME}"] = None if one.uncovered else 1e3 * one.seconds
             if cost.joules is not None:
-                row[f"{name} mJ"] = None if one.uncovered or one.joules is None else 1e3 * one.joules
+                row[f"{name}{ENERGY}"] = None if one.uncovered or one.joules is None else 1e3 * one.joules
         rows.append(row)
     return rows
 
 
-def costliest(workload: Workload, costs: Mapping[str, Cost], most: int = MOST_LAYERS) -> list[int]:
-    """Places of the layers that take the largest share of the time on any device, in the order in which they run."""
-    shares = {
-        number: max((cost.rows[number].seconds / cost.seconds for cost in costs.values() if cost.seconds), default=0.0)
-        for number in range(len(workload))
-    }
-    return sorted(sorted(shares, key=lambda number: -shares[number])[:most])
+def alike(rows: list[Row]) -> list[Row]:
+    """The same with layers that differ only in the numbers of their names as one row, their figures added up."""
+    groups: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        same = (row.get("component"), row["kind"], row["macs"], row["weights"], re.sub(r"\d+", "*", row["layer"]))
+        groups.setdefault(same, []).append(row)
+    return [_together(group) for group in groups.values()]
+
+
+def _together(rows: list[Row]) -> Row:
+    """One row for several: blocks.*.conv x3."""
+    names = zip(*(re.split(r"(\d+)", row["layer"]) for row in rows), strict=True)
+    name = "".join(parts[0] if len(set(parts)) == 1 else "*" for parts in names)
+    merged = rows[0] | {"layer": f"{name} x{len(rows)}" if len(rows) > 1 else name}
+    for column in merged.keys() - {"layer", "component", "kind"}:
+        known = [row[column] for row in rows if row[column] is not None]
+        merged[column] = sum(known) if known else None
+    return merged
+
+
+def costliest(rows: list[Row], most: int = MOST_LAYERS) -> list[Row]:
+    """The rows with the largest share of the time of any device, in their order."""
+    timed = [column for column in rows[0] if column.endswith(TIME)] if rows else []
+    totals = {column: sum(row[column] or 0.0 for row in rows) or 1.0 for column in timed}
+    shares = [max(((row[column] or 0.0) / totals[column] for column in timed), default=0.0) for row in rows]
+    chosen = sorted(range(len(rows)), key=lambda number: -shares[number])[:most]
+    return [rows[number] for number in sorted(chosen)]
 
 
 def _tables(workload: Workload, costs: dict[str, Cost], folder: RunFolder) -> None:
@@ -133,9 +156,9 @@ def _component_rows(workload: Workload, costs: Mapping[str, Cost]) -> list[Row]:
         for name, cost in costs.items():
             own = [one for one in cost.rows if one.component == component]
             if cost.seconds:
-                row[f"{name} ms"] = 1e3 * sum(one.seconds for one in own)
+                row[f"{name}{TIME}"] = 1e3 * sum(one.seconds for one in own)
             if cost.joules is not None:
-                row[f"{name} mJ"] = 1e3 * sum(one.joules or 0.0 for one in own)
+                row[f"{name}{ENERGY}"] = 1e3 * sum(one.joules or 0.0 for one in own)
         rows.append(row)
     return rows
 
@@ -160,28 +183,29 @@ def _figures(workload: Workload, costs: dict[str, Cost], folder: RunFolder) -> N
         "Where the time goes",
         f"Kinds of layers on every device. {MODELLED}",
     )
-    shown = costliest(workload, timed)
-    shares = [[100 * cost.rows[n].seconds / cost.seconds for cost in timed.values()] for n in shown]
-    more = "" if len(shown) == len(workload) else f" The {len(shown)} of {len(workload)} that take most on any device."
+    rows = alike(layer_rows(workload, timed))
+    shown = costliest(rows)
+    more = "" if len(shown) == len(rows) else f" The {len(shown)} of {len(rows)} that take most on any device."
     folder.add_figure(
         "cost_layers",
         heatmap(
-            [
-                [None if cost.rows[n].uncovered else value for cost, value in zip(timed.values(), row, strict=True)]
-                for n, row in zip(shown, shares, strict=True)
-            ],
+            [[_share(row[f"{name}{TIME}"], cost) for name, cost in timed.items()] for row in shown],
             list(timed),
-            [workload.layers[n].name for n in shown],
+            [": ".join(filter(None, (row.get("component"), row["layer"]))) for row in shown],
             "",
             "",
             ".1f",
             value_label="share of the device's time (%)",
         ),
         "Which layers cost what, on which device",
-        f"Share of the time in per cent; grey: not covered.{more} {MODELLED}",
+        f"Share of the time in per cent; grey: not covered.{more} Layers that are alike are one row. {MODELLED}",
     )
     _energy_figure(costs, folder)
     _roofline(workload, timed, folder)
+
+
+def _share(milliseconds: float | None, cost: Cost) -> float | None:
+    return None if milliseconds is None else 0.1 * milliseconds / cost.seconds
 
 
 def kind_shares(costs: Mapping[str, Cost]) -> dict[str, dict[str, float | None]]:

@@ -7,7 +7,15 @@ import pytest
 from edgetrain.errors import UserError
 from edgetrain.folder import RunFolder
 from edgetrain.hardware.cost import Cost, LayerCost, Limit
-from edgetrain.hardware.costing import cost_devices, costliest, device_rows, kind_shares, layer_rows, roofline_points
+from edgetrain.hardware.costing import (
+    alike,
+    cost_devices,
+    costliest,
+    device_rows,
+    kind_shares,
+    layer_rows,
+    roofline_points,
+)
 from edgetrain.hardware.terminal import print_costs
 from edgetrain.hardware.workload import Activation, Layer, Loops, Workload
 
@@ -105,8 +113,26 @@ def test_a_board_that_is_too_small_is_a_result(workload, devices, folder):
 
 def test_the_costliest_layers_keep_their_order(workload, devices, folder):
     costs, _ = cost_devices(workload, devices, folder)
-    assert costliest(workload, costs, 2) == [0, 2]
-    assert costliest(workload, {"small": costs["small"]}, 1) == [0]
+    rows = layer_rows(workload, costs)
+    assert [row["layer"] for row in costliest(rows, 2)] == ["conv", "fc"]
+    assert [row["layer"] for row in costliest(rows[1:], 1)] == ["fc"]
+
+
+def test_layers_that_are_alike_are_one_row():
+    def row(name: str, ms: float | None, macs: int = 4, **more: str) -> dict:
+        return {**more, "layer": name, "kind": "conv", "macs": macs, "weights": 2, "d ms": ms}
+
+    rows = [
+        row("b.0.c1", 1.0),
+        row("b.0.c2", 5.0),
+        row("b.1.c1", 2.0),
+        row("b.10.c1", None),
+        row("b.2.c1", 9.0, macs=5),
+    ]
+    merged = [(row["layer"], row["d ms"], row["macs"], row["weights"]) for row in alike(rows)]
+    assert merged == [("b.*.c* x4", 8.0, 16, 8), ("b.2.c1", 9.0, 5, 2)]
+    assert alike([row("pool", None)]) == [row("pool", None)]
+    assert len(alike([row("b.0", 1.0, component="prefill"), row("b.1", 1.0, component="decode")])) == 2
 
 
 def test_shares_of_kinds_are_per_cent(workload, devices):
