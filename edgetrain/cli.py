@@ -232,11 +232,14 @@ def cost_verb(arguments: list[str]) -> None:
         from edgetrain.compose import compose
         from edgetrain.folder import RunFolder
 
+        smoke, arguments = take_flag(arguments, "--smoke")
         values = [(name, take_value(arguments, name)) for name in ("input", "tokens", "table", "network")]
-        recipe = take_value(arguments, "recipe") or "cost"
-        untrained = [] if recipe == "cost" else ["job=cost", "measure=[]", "export=[]", "claims=[]"]
+        recipe = f"recipe={take_value(arguments, 'recipe') or 'cost'}"
+        job = compose([recipe]).job or {}
+        trains = job.get("_target_") != "edgetrain.jobs.cost.CostJob"
+        untrained = ["job=cost", "measure=[]", "export=[]", "claims=[]"] if trains else []
         given = [f"job.{name}={value}" for name, value in values if value is not None]
-        config = compose([f"recipe={recipe}", *untrained, *arguments, *given])
+        config = compose([recipe, *untrained, *arguments, *given], smoke)
         folder = RunFolder.create("cost", config.out)
         with folder.locked():
             run(config, folder)

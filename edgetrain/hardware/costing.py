@@ -119,7 +119,7 @@ def _tables(workload: Workload, costs: dict[str, Cost], folder: RunFolder) -> No
             "cost_components",
             _component_rows(workload, costs),
             "By component",
-            "One call of each; the totals above are their sum.",
+            "One call of each, one after the other.",
         )
     watts = [
         {"device": name, "component": component, "milliwatts": 1e3 * power}

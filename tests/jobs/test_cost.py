@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import ROOT
+from conftest import ROOT, write_texts
+from conftest import SMALL as SMALL_RUN
 
 from edgetrain.cli import main
 from edgetrain.folder import RunFolder
@@ -39,6 +40,17 @@ def test_a_timm_model_is_costed_layer_by_layer_on_every_device(capsys: pytest.Ca
         assert metrics[f"cost/{device}/milliseconds"] == pytest.approx(sum(times), rel=1e-9)
     assert not any(row["kind"] == "norm" for row in rows)
     assert "Which layers cost what" in (folder.path / "report.html").read_text()
+
+
+def test_a_recipe_that_costs_keeps_its_input_and_one_that_trains_gives_its_own(elsewhere: Path) -> None:
+    assert main(["cost", "recipe=not_all_ops", "hardware=[nvdla]", "--smoke", "out=costs"]) == 0
+    costs = RunFolder.open("costs").read_json("metrics.json")
+    assert costs["cost/macs"] < 1.82e9 * (64 / 224) ** 2 * 1.1  # resnet18 at 64 pixels, of 1.82 G at 224
+    write_texts(elsewhere / "texts")
+    assert main(["cost", "recipe=layerskip_llama", "hardware=[nvdla]", *SMALL_RUN, "out=trains"]) == 0
+    rows = RunFolder.open("trains").read_table("cost_components")
+    assert [row["component"] for row in rows] == ["prefill", "decode"]
+    assert not (elsewhere / "trains" / "checkpoints").exists()
 
 
 def test_a_written_workload_costs_what_the_model_cost(capsys: pytest.CaptureFixture[str]) -> None:
