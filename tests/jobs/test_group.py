@@ -124,7 +124,8 @@ def test_only_the_first_process_writes_and_prints(workplace: Path) -> None:
 
 def test_what_is_wrong_everywhere_is_said_once(workplace: Path) -> None:
     ended = command(*RUN, *TWO, "model.dim=33", "out=two", place=workplace, together=True)
-    assert_ended(ended, 2, -signal.SIGTERM)
+    assert ended[0].code == 2, ended[0].said
+    assert ended[1].code in (-signal.SIGTERM, 128 + signal.SIGTERM), ended[1].said  # before or after it listens
     assert "".join(rank.said for rank in ended).count("error:") == 1
 
 
