@@ -21,6 +21,7 @@ REQUIRED = {  # module: distribution
     "peft": "peft",
     "matplotlib": "matplotlib",
     "optuna": "optuna",
+    "ortools": "ortools",
 }
 OPTIONAL = {  # module: (distribution, extra)
     "executorch": ("executorch", "deploy"),
