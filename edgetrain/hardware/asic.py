@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 
 from edgetrain.errors import UserError
 from edgetrain.hardware import maestro, maestro_xrbench
-from edgetrain.hardware.cost import Cost, LayerCost, Limit, check_sizes, check_sources
+from edgetrain.hardware.cost import Cost, LayerCost, Limit, check_sizes, check_sources, ignored_facts
 from edgetrain.hardware.dataflow import Dataflow, Shape, bind, parse_dataflow, shape_of
 from edgetrain.hardware.formats import Format, parse_format
 from edgetrain.hardware.maestro import Counts
@@ -162,7 +162,7 @@ class Asic:
             ),
             sources=self.sources,
             unverified=tuple(self.unverified),
-            notes=self._notes(floats),
+            notes=(*self._notes(floats), *ignored_facts(workload)),
         )
 
     def totals(self, workload: Workload) -> tuple[float, float]:
@@ -226,6 +226,8 @@ class Asic:
         notes = ["energy and cycles count numbers whatever their width, bytes follow it; DRAM is not modelled"]
         if self.analysis == "xrbench":
             notes.append("analysis xrbench: as XRBench's own MAESTRO counts")
+        noc = self.areas_mm2["NoC"] / sum(self.areas_mm2.values())
+        notes.append(f"{noc:.0%} of the area is the network's, by MAESTRO's constants, whose unit is taken for um2")
         if floats:
             notes.append(f"floating-point layers are costed as {self.assume}")
         return tuple(notes)

@@ -10,7 +10,7 @@ from typing import Literal
 
 from edgetrain.errors import UserError
 from edgetrain.hardware.bitfusion_tiling import Array, Energies, Run, Shape, search
-from edgetrain.hardware.cost import Cost, LayerCost, check_sizes, check_sources
+from edgetrain.hardware.cost import Cost, LayerCost, check_sizes, check_sources, ignored_facts
 from edgetrain.hardware.formats import parse_format
 from edgetrain.hardware.workload import MAC_KINDS, Layer, Workload
 
@@ -128,7 +128,7 @@ class BitFusion:
             memory_level="DRAM",
             sources=self.sources,
             unverified=tuple(self.unverified),
-            notes=self._notes(workload, integer),
+            notes=(*self._notes(workload, integer), *ignored_facts(workload)),
         )
 
     def runs(self, workload: Workload) -> tuple[Run | None, ...]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from edgetrain.errors import UserError, listing
-from edgetrain.hardware.workload import Workload
+from edgetrain.hardware.workload import MAC_KINDS, Workload
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +79,10 @@ class Cost:
 
     @property
     def joules(self) -> float | None:
-        """None when no row has a figure."""
+        """None when no row has a figure, and when a row that takes time has none: a part would look like the whole."""
         known = [row.joules for row in self.rows if row.joules is not None]
-        return sum(known) if known else None
+        partial = any(row.joules is None and not row.uncovered for row in self.rows)
+        return None if partial or not known else sum(known)
 
     @property
     def uncovered(self) -> tuple[LayerCost, ...]:
@@ -125,3 +126,16 @@ def check_sizes(device: str, workload: Workload) -> None:
         if loops or tensor:
             what = f"{loops}={getattr(layer.loops, loops)}" if loops else f"the tensor '{tensor}' has no elements"
             raise UserError(f"hardware {device}: layer '{layer.name}' of {workload.name} has no size: {what}")
+
+
+def ignored_facts(workload: Workload, density: bool = False, rank: bool = False) -> list[str]:
+    """Notes on what layers say of themselves and a device does not use, unless it is said to use it."""
+    notes = []
+    if not density and any(layer.density < 1 for layer in workload):
+        notes.append("zero weights are stored and multiplied")
+    if not rank and any(layer.rank is not None for layer in workload):
+        notes.append("weights of low rank are costed whole, not as their two factors")
+    products = [layer for layer in workload if layer.kind in MAC_KINDS and layer.kind != "recurrent"]
+    if any(layer.macs != layer.loops.macs for layer in products if not layer.degenerate):
+        notes.append("some layers say other MACs than their loops have")
+    return notes

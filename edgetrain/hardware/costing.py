@@ -45,7 +45,7 @@ def summary(cost: Cost) -> dict[str, float | None]:
         "weight_bytes": cost.weight_bytes,
         "activation_bytes": cost.activation_bytes,
         "area_mm2": cost.area_mm2,
-        "fits": int(cost.fits) if cost.limits else None,
+        "fits": int(cost.fits) if cost.limits and len(cost.uncovered) < len(cost.rows) else None,
         "uncovered_layers": len(cost.uncovered),
     }
 
@@ -55,7 +55,7 @@ def device_rows(costs: Mapping[str, Cost]) -> list[Row]:
     rows = []
     for name, cost in costs.items():
         row: Row = {"device": name} | summary(cost)
-        if cost.limits:
+        if row["fits"] is not None:
             row["fits"] = (
                 "yes" if cost.fits else ", ".join(f"no: {limit.name}" for limit in cost.limits if not limit.fits)
             )

@@ -3,7 +3,7 @@
 from collections import Counter
 from dataclasses import replace
 
-from edgetrain.hardware.workload import MAC_KINDS, Layer, Workload
+from edgetrain.hardware.workload import Layer, Workload
 
 
 def fold_batch_norms(workload: Workload) -> Workload:
@@ -23,16 +23,25 @@ def fold_batch_norms(workload: Workload) -> Workload:
         if (
             is_batch_norm(layer)
             and before is not None
-            and before.kind in MAC_KINDS
             and readers[read] == 1
             and owners[before.weight_name] <= 1
-            and before.weights
+            and channels(before) == layer.weights // 2
         ):
             layers[writer[read]] = replace(before, outputs=layer.outputs, biases=layer.weights // 2)
             continue
         writer |= {tensor.name: len(layers) for tensor in layer.outputs}
         layers.append(layer)
     return replace(workload, layers=tuple(layers))
+
+
+def channels(layer: Layer) -> int | None:
+    """Output channels that a batch norm after the layer would scale one by one; None where it cannot be folded."""
+    if not (layer.weights and layer.outputs):
+        return None
+    shape = layer.outputs[0].shape
+    if layer.kind in ("conv", "depthwise", "grouped"):
+        return shape[1]
+    return shape[1] if layer.kind == "linear" and len(shape) == 2 else None  # of three, the norm's axis is tokens
 
 
 def is_batch_norm(layer: Layer) -> bool:

@@ -115,6 +115,8 @@ class MemoryHierarchy:
             f"weights of {part} are in {places.weights[part].name}" for part, size in places.stored.items() if size
         ]
         notes += [f"activations are in {places.activations.name}", "arithmetic beside MACs and time are not modelled"]
+        if not all(layer.outputs for layer in workload):
+            notes.append("layers without tensors in their table: their activations cost nothing here")
         if workload != given:
             notes.append(f"floating-point layers are costed as {self.assume}")
         if any(layer.density < 1 for layer in workload):

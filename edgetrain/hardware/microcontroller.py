@@ -13,7 +13,7 @@ from math import inf
 from edgetrain.errors import UserError, listing, nearest
 from edgetrain.hardware.activation_memory import plan
 from edgetrain.hardware.cmsis_nn import SCRATCH
-from edgetrain.hardware.cost import Cost, LayerCost, Limit, check_sizes, check_sources
+from edgetrain.hardware.cost import Cost, LayerCost, Limit, check_sizes, check_sources, ignored_facts
 from edgetrain.hardware.formats import parse_format
 from edgetrain.hardware.workload import KINDS, MAC_KINDS, Layer, Workload
 
@@ -104,22 +104,23 @@ class Microcontroller:
         weight_bytes = sum(layer.weight_bytes + layer.biases * self.bias_bytes for layer in workload.weight_owners)
         if memory.live:
             notes.append(f"most activation memory lives at {workload.layers[memory.peak_layer].name}")
-        if any(layer.density < 1 for layer in workload):
-            notes.append("zero weights are stored and multiplied")
+        notes += ignored_facts(workload)
+        planned = all(layer.outputs for layer in workload)
+        if not planned:
+            notes.append("the table of layers has no tensors, so that activation memory is not planned")
         if any(layer.weights and layer.weight_format.bits < self.bits for layer in workload):
             notes.append(f"weights of fewer than {self.bits} bits take as long as those of {self.bits}")
+        flash = Limit("flash", weight_bytes + self.runtime_flash_bytes, self.flash_bytes)
+        ram = memory.arena_bytes + memory.state_bytes + self.runtime_ram_bytes
         mac_cycles = [rate for kind, rate in self.cycles.items() if kind in MAC_KINDS or kind.startswith("conv_")]
         return Cost(
             self.name,
             workload.name,
             tuple(map(self._layer, workload)),
             weight_bytes,
-            activation_bytes=memory.peak + memory.state_bytes,
+            activation_bytes=memory.peak + memory.state_bytes if planned else None,
             macs_per_second=self.clock_hz / min(mac_cycles) / 2 if mac_cycles else None,
-            limits=(
-                Limit("flash", weight_bytes + self.runtime_flash_bytes, self.flash_bytes),
-                Limit("RAM", memory.arena_bytes + memory.state_bytes + self.runtime_ram_bytes, self.ram_bytes),
-            ),
+            limits=(flash, Limit("RAM", ram, self.ram_bytes)) if planned else (flash,),
             sources=self.sources,
             unverified=self.unverified,
             notes=tuple(notes),
@@ -163,7 +164,7 @@ def operation_types(layer: Layer) -> tuple[str, ...]:
         return "conv_1x1", "conv"
     if layer.kind == "conv" and loops.in_channels <= FEW_CHANNELS:
         return "conv_few_channels", "conv"
-    if layer.kind == "elementwise" and len({tensor.name for tensor in layer.inputs}) > 1:
+    if layer.kind == "elementwise" and len(layer.inputs) + bool(layer.weights) > 1:
         return "elementwise_two_inputs", "elementwise"
     return (layer.kind,)
 
@@ -174,4 +175,7 @@ def operations(layer: Layer) -> int:
         return 2 * layer.macs
     if layer.kind == "pool":
         return layer.loops.macs
-    return sum(tensor.elements for tensor in layer.outputs)
+    written = sum(tensor.elements for tensor in layer.outputs)
+    if layer.kind == "elementwise":  # a sum or a maximum reads more than it writes
+        return max([written, *(tensor.elements for tensor in layer.inputs)]) if written else 0
+    return written

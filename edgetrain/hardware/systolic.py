@@ -15,7 +15,7 @@ from functools import lru_cache
 from typing import Literal, NamedTuple, get_args
 
 from edgetrain.errors import UserError
-from edgetrain.hardware.cost import Cost, LayerCost, check_sizes
+from edgetrain.hardware.cost import Cost, LayerCost, check_sizes, ignored_facts
 from edgetrain.hardware.formats import parse_format
 from edgetrain.hardware.workload import MAC_KINDS, Layer, Workload
 
@@ -82,7 +82,7 @@ class Systolic:
                 -(-(layer.weights + layer.biases) * layer.weight_format.bits // 8) for layer in assumed.weight_owners
             ),
             macs_per_second=self.rows * self.columns * self.clock_hz,
-            notes=tuple(notes),
+            notes=(*notes, *ignored_facts(workload)),
         )
 
     def _row(self, layer: Layer) -> LayerCost:

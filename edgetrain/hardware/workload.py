@@ -189,7 +189,12 @@ class Workload:
             name = layer.weight_name or layer.name
             if layer.weights + layer.biases > (owners[name].weights + owners[name].biases if name in owners else 0):
                 owners[name] = layer
-        return tuple(owners.values())
+        # weight[0:50] is a part of weight, where that is stored whole
+        return tuple(
+            layer
+            for name, layer in owners.items()
+            if name.partition("[")[0] == name or name.partition("[")[0] not in owners
+        )
 
     @property
     def weights(self) -> int:

@@ -4,6 +4,7 @@ import csv
 import gc
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -112,7 +113,7 @@ def test_nothing_is_kept_between_queries_unless_asked(quickly: None) -> None:
 
     def query() -> None:
         asked.append(asic._mapped.cache_info().currsize)
-        nvdla.cost(workload)
+        replace(nvdla).cost(workload)  # what a device itself keeps would hide it
 
     assert often(query)() == len(asked) and set(asked) == {0}
     asked.clear()

@@ -57,6 +57,24 @@ def test_an_end_of_the_model_is_not_folded_away():
     assert fold_batch_norms(workload) == workload
 
 
+class Steps(nn.Module):
+    def __init__(self, body: nn.Module, channels: int) -> None:
+        super().__init__()
+        self.body, self.norm = body, nn.BatchNorm1d(channels)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.body(x)
+        return self.norm(y if isinstance(y, torch.Tensor) else y[0])
+
+
+def test_a_norm_over_tokens_and_one_after_a_recurrent_layer_stay():
+    tokens = torch.zeros(1, 7, 10)
+    for model in (Steps(nn.Linear(10, 20), 7), Steps(nn.GRU(10, 20, batch_first=True), 7)):
+        workload = trace(model, (tokens,))
+        assert any(layer.kind == "norm" for layer in workload)
+        assert fold_batch_norms(workload) == workload
+
+
 def test_layer_norms_and_shared_weights_stay():
     norms = nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8))
     assert len(fold_batch_norms(trace(norms, (X,)))) == 2

@@ -12,7 +12,7 @@ from torch import nn
 from edgetrain.build import build
 from edgetrain.errors import UserError
 from edgetrain.hardware.formats import FP32, INT8, Format
-from edgetrain.hardware.microcontroller import Microcontroller, operation_types
+from edgetrain.hardware.microcontroller import Microcontroller, operation_types, operations
 from edgetrain.hardware.tracing import trace
 from edgetrain.hardware.workload import Activation, Layer, Loops, Workload
 
@@ -149,8 +149,27 @@ def test_power_may_differ_by_type_and_may_be_unknown():
 def test_shape_classes_go_before_their_kind(loops, expected):
     assert operation_types(Layer("c", "conv", loops)) == expected
     x, y = tensor("x", 4), tensor("y", 4)
-    assert operation_types(Layer("a", "elementwise", Loops(), (x, x))) == ("elementwise",)
+    assert operation_types(Layer("a", "elementwise", Loops(), (x,))) == ("elementwise",)
+    halves = Layer("a", "elementwise", Loops(), (x, x))  # two parts of one tensor
+    gain = Layer("a", "elementwise", Loops(), (x,), weights=4)  # a stored vector is the second
+    assert operation_types(halves) == operation_types(gain) == ("elementwise_two_inputs", "elementwise")
     assert operation_types(Layer("a", "elementwise", Loops(), (x, y)))[0] == "elementwise_two_inputs"
+
+
+def test_a_mean_reads_all_that_it_takes_in():
+    mean = Layer("m", "elementwise", Loops(), (tensor("x", 64, 512),), (tensor("y", 64),))
+    assert operations(mean) == 64 * 512
+    spread = Layer("s", "elementwise", Loops(), (tensor("y", 64), tensor("x", 64, 512)), (tensor("z", 64, 512),))
+    assert operations(spread) == 64 * 512
+
+
+def test_a_table_of_layers_without_tensors_has_no_plan_of_memory_and_says_so():
+    of = board()
+    bare = Workload("bare", (Layer("c", "conv", Loops(1, 1, 8, 4, 9, 9, 3, 3), macs=8 * 4 * 81 * 9, weights=288),))
+    cost = of.cost(bare)
+    assert cost.activation_bytes is None
+    assert [limit.name for limit in cost.limits] == ["flash"]
+    assert any("no tensors" in note for note in cost.notes)
 
 
 def test_a_table_without_shape_classes_uses_the_kind():

@@ -78,3 +78,10 @@ def test_a_component_keeps_its_layers_and_its_ends():
     assert workload.components == ("encoder", "joiner")
     part = workload.component("joiner")
     assert (part.name, part.macs, part.inputs, part.outputs) == ("asr.joiner", 4, (), ("z",))
+
+
+def test_a_part_of_a_weight_that_is_stored_whole_is_not_stored_again():
+    whole = Layer("e", "embedding", Loops(), weights=1600, weight_name="e.weight")
+    part = Layer("h", "linear", Loops(), weights=800, weight_name="e.weight[0:800]")
+    other = Layer("o", "linear", Loops(), weights=7, weight_name="o.weight[0:7]")
+    assert Workload("tied", (whole, part, other)).weights == 1607
