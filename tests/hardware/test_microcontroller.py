@@ -73,8 +73,8 @@ def test_operations_of_the_cifar10_network_are_those_published():
     assert [macs[name] for name in ("conv1", "conv2", "conv3", "fc")] == [2_457_600, 6_553_600, 3_276_800, 10_240]
     device = small(cycles=dict.fromkeys(("conv", "linear", "pool"), 1))
     counted = {row.name: 1e3 * row.seconds / 1e6 for row in device.cost(cifar10()).rows}
-    for name, (operations, _) in TABLE_1.items():
-        assert counted[name] == pytest.approx(operations, rel=0.03)
+    for name, (millions, _) in TABLE_1.items():
+        assert counted[name] == pytest.approx(millions, rel=0.03)
 
 
 def test_cortex_m7_takes_the_published_time_of_every_layer():
