@@ -17,8 +17,7 @@ from edgetrain.errors import UserError
 from edgetrain.export.manifest import export_and_judge
 from edgetrain.folder import RunFolder, write_atomic
 from edgetrain.hardware.costing import cost_devices
-from edgetrain.hardware.folding import fold_batch_norms
-from edgetrain.hardware.tracing import trace
+from edgetrain.hardware.folding import deployed
 from edgetrain.jobs.memory import out_of_memory
 from edgetrain.processes import is_first
 from edgetrain.report.page import write_report
@@ -85,7 +84,7 @@ def cost(trained: Trained, folder: RunFolder) -> None:
     if trained.config.hardware:
         console.print(f"cost {', '.join(trained.config.hardware)}")
         devices = {name: build(node) for name, node in trained.config.hardware.items()}
-        workload = fold_batch_norms(trace(trained.model, trained.task.example_inputs(), trained.config.recipe))
+        workload = deployed(trained.model, trained.task.example_inputs(), trained.config.recipe)
         folder.update_metrics(cost_devices(workload, devices, folder)[1])
 
 

@@ -5,6 +5,7 @@ All figures are modelled, none is measured. Units are SI: seconds, joules, bytes
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Protocol
 
 from edgetrain.errors import UserError, listing
@@ -72,12 +73,12 @@ class Cost:
     watts: Mapping[str, float] = field(default_factory=dict)
     makespan: float | None = None
 
-    @property
+    @cached_property
     def seconds(self) -> float:
         """From the start of the first layer to the end of the last."""
         return sum(row.seconds for row in self.rows) if self.makespan is None else self.makespan
 
-    @property
+    @cached_property
     def joules(self) -> float | None:
         """None when no row has a figure, and when a row that takes time has none: a part would look like the whole."""
         known = [row.joules for row in self.rows if row.joules is not None]

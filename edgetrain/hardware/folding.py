@@ -2,8 +2,17 @@
 
 from collections import Counter
 from dataclasses import replace
+from typing import Any
 
+from torch import nn
+
+from edgetrain.hardware.tracing import trace
 from edgetrain.hardware.workload import Layer, Workload
+
+
+def deployed(model: nn.Module, example_inputs: tuple[Any, ...], name: str) -> Workload:
+    """The model traced, its batch norms folded: what devices are asked to cost. Raises UserError as `trace` does."""
+    return fold_batch_norms(trace(model, example_inputs, name))
 
 
 def fold_batch_norms(workload: Workload) -> Workload:

@@ -190,11 +190,8 @@ class Workload:
             if layer.weights + layer.biases > (owners[name].weights + owners[name].biases if name in owners else 0):
                 owners[name] = layer
         # weight[0:50] is a part of weight, where that is stored whole
-        return tuple(
-            layer
-            for name, layer in owners.items()
-            if name.partition("[")[0] == name or name.partition("[")[0] not in owners
-        )
+        parts = {name for name in owners if "[" in name and name.partition("[")[0] in owners}
+        return tuple(layer for name, layer in owners.items() if name not in parts)
 
     @property
     def weights(self) -> int:

@@ -7,9 +7,8 @@ from edgetrain.config import Config
 from edgetrain.errors import UserError, listing
 from edgetrain.folder import RunFolder
 from edgetrain.hardware.costing import cost_devices
-from edgetrain.hardware.folding import fold_batch_norms
+from edgetrain.hardware.folding import deployed
 from edgetrain.hardware.layer_tables import read_layer_table
-from edgetrain.hardware.tracing import trace
 from edgetrain.hardware.workload import Workload
 from edgetrain.jobs.result import Result
 
@@ -48,12 +47,12 @@ class CostJob:
             raise UserError("nothing to cost; name a model, as in model=timm model.name=resnet18, or a table of layers")
         if self.input is None and config.task and config.data:
             trained = build_trained(config)
-            return fold_batch_norms(trace(trained.model, trained.task.example_inputs(), config.recipe))
+            return deployed(trained.model, trained.task.example_inputs(), config.recipe)
         if self.input is None:
             raise UserError("say the shape of the model's input, batch first, as in input=[1,3,224,224]")
         kind = torch.int64 if self.tokens else torch.float32
         name = str(config.model.get("name") or config.model["_target_"].rpartition(".")[2])
-        return fold_batch_norms(trace(build(config.model), (torch.zeros(self.input, dtype=kind),), name))
+        return deployed(build(config.model), (torch.zeros(self.input, dtype=kind),), name)
 
 
 def chosen(table: Workload, network: str | None) -> Workload:
