@@ -50,7 +50,12 @@ def build(node: dict[str, Any], **runtime: Any) -> Any:
 
 
 def build_methods(config: Config) -> dict[str, Any]:
-    return {name: build(node) for name, node in config.method.items()}
+    """In list order. Raises UserError when one that changes the arithmetic does not stand last."""
+    methods = {name: build(node) for name, node in config.method.items()}
+    for name in list(methods)[:-1]:
+        if getattr(methods[name], "changes_numerics", False):
+            raise UserError(f"method.{name} changes the arithmetic, so it stands last: method=[..., {name}]")
+    return methods
 
 
 def build_trained(config: Config, plans: Plans | None = None) -> Trained:

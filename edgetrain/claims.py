@@ -6,7 +6,8 @@ with an interval (`<metric>_low`, `<metric>_high`) decides only when the whole i
 
 In a study `{effect, paper, metric, variant, against, above | below, margin}` compares two variants: the differences of
 the metric between runs of the same seed, and the 95% t-interval of their mean, which has to lie on one side whole. One
-seed decides only beyond a `margin`.
+seed decides only beyond a `margin`. With `study.folds` the differences of a fold are averaged first, and the folds
+count instead of the seeds.
 """
 
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 from edgetrain.build import find_source
 from edgetrain.config import Config
 from edgetrain.folder import Row, RunFolder
-from edgetrain.spread import interval_of_mean, spread
+from edgetrain.spread import fold_means, interval_of_mean, spread
 
 
 def judge(config: Config, folder: RunFolder) -> list[Row]:
@@ -57,7 +58,7 @@ def judge_pair(claim: dict[str, Any], config: Config, study: RunFolder) -> Row:
     row = unjudged(claim)
     if not (study.path / "runs").is_dir():
         return row | {"note": f"compares {variant} with {against}; only the whole study can"}
-    differences = []
+    differences: dict[int, float] = {}
     for seed in config.seeds:
         pair = [study.child(side, seed) for side in (variant, against)]
         mine, theirs = (run.read_json("metrics.json", {}) if run.finished else {} for run in pair)
@@ -67,18 +68,20 @@ def judge_pair(claim: dict[str, Any], config: Config, study: RunFolder) -> Row:
             return row | {"note": f"{variant} and {against} were measured on different corpora"}
         if mine.get(claim.get("unless")) or theirs.get(claim.get("unless")):
             return row | {"note": f"not to be quoted: {claim['unless']}"}
-        differences.append(mine[name] - theirs[name])
+        differences[seed] = mine[name] - theirs[name]
     if not differences:
         return row | {"note": f"no seed has a finished run of both {variant} and {against} with {name}"}
-    mean, _, n = spread(differences)
+    folds = config.study.get("folds")
+    independent = fold_means(differences, folds)
+    mean, _, n = spread(independent)
     row["measured"] = mean
     bound = claim["below"] if claim.get("above") is None else claim["above"]
     said = f"{variant} minus {against}, {asked(claim, f'{bound:.4g}')}"
     if n == 1:
         decided = verdict(claim, bound, mean, mean) if claim.get("margin") else "undecided"
-        return row | {"verdict": decided, "note": f"{said}; one seed"}
-    low, high = interval_of_mean(differences)
-    note = f"{said}; {n} seeds, 95% interval {low:.4g} to {high:.4g}"
+        return row | {"verdict": decided, "note": f"{said}; one {'fold' if folds else 'seed'}"}
+    low, high = interval_of_mean(independent)
+    note = f"{said}; {n} {'folds' if folds else 'seeds'}, 95% interval {low:.4g} to {high:.4g}"
     return row | {"verdict": verdict(claim, bound, low, high), "note": note}
 
 

@@ -31,6 +31,7 @@ verbs
   eval      run=RUN [key=value]                   judge a trained model on held-out data
             tasks=[boolq,...] [num_fewshot=N] [limit=N] [batch_size=8] [exit_layer=E] [include_path=DIR]
                                                   or on tasks of lm-evaluation-harness; mobilellm_zero_shot: the paper's
+            artefact=DIR [form=int8] [key=value]  an exported folder in its own runtime, anywhere
   generate  run=RUN prompt=TEXT [tokens=128] [temperature=0] [exit_layer=E] [draft=D|auto] [seed=0]
             [weights=int8] [draft_weights=int8] [compiled=true]
   measure   run=RUN [measure=[exits,...]]         measure again, into the run's report
@@ -40,7 +41,7 @@ verbs
                                                   option or a YAML file of your own: hardware=[my_board.yaml]
             table=FILE [network=NAME]             a table of layers: .csv, .json, or .m of MAESTRO and XRBench
             run=RUN hardware=[...]                what a run trained, into the run's report
-  export    run=RUN [export=[huggingface]]        write a deployable artefact and judge it
+  export    run=RUN export=[executorch,onnx]      write deployable artefacts and judge each in its own runtime
   report    run=RUN [baseline=RUN]                draw report.html again
             compare=[RUN,RUN] [out=DIR]           what differs between runs: configuration, machine, metrics
   bench     [NAME] [key=value] [out=DIR]          measure side by side; alone it lists the benches
@@ -185,6 +186,10 @@ def resumed(path: str, overrides: list[str]):  # noqa: ANN201
 
 
 def eval_verb(arguments: list[str]) -> None:
+    artefact = take_value(arguments, "artefact")
+    if artefact is not None:
+        eval_artefact(artefact, arguments)
+        return
     tasks = take_value(arguments, "tasks")
     names = ("num_fewshot", "limit", "batch_size", "exit_layer", "include_path") if tasks is not None else ()
     options = {name: take_value(arguments, name) for name in names}
@@ -199,6 +204,22 @@ def eval_verb(arguments: list[str]) -> None:
     trained.data.setup("test")
     held_out = trained.task.evaluate(trained.model, trained.data.test_dataloader())
     print_metrics({f"test/{name}": value for name, value in held_out.items()})
+
+
+def eval_artefact(path: str, arguments: list[str]) -> None:
+    """Judge an exported folder again, and say where its manifest has other figures."""
+    from edgetrain.compose import compose
+    from edgetrain.export.again import judge_again
+    from edgetrain.export.manifest import read_manifest
+
+    form = take_value(arguments, "form")
+    manifest = read_manifest(Path(path))
+    metrics = judge_again(Path(path), manifest, compose(arguments, base=manifest["config"]), form)
+    print_metrics(metrics)
+    for name, value in metrics.items():
+        said = manifest["forms"][name.partition("/")[0]]["metrics"].get(name.partition("/")[2])
+        if said is not None and abs(said - value) > 1e-4 * max(1.0, abs(said)):
+            print(f"manifest.json says {name}  {said:.4g}", file=sys.stderr)
 
 
 def generate_verb(arguments: list[str]) -> None:

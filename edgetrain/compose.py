@@ -79,7 +79,7 @@ def compose(
         raise UserError("recipe= and variant= choose a new run; this one's were chosen when it was made")
     source = _saved(base) if base is not None else _read(named or DEFAULT_RECIPE)
     chosen = _variant(source, variant)
-    shrunk = _list_of_overrides(source.body.get("smoke"))
+    shrunk = _smoke(source.body)
     foreign = foreign or base is not None
 
     raw, notices, problems = _attempt(source, [chosen, command_line], variant, foreign)
@@ -117,7 +117,7 @@ def as_recipe(overrides: list[str]) -> dict[str, Any]:
         value = override.value()
         node[last] = node[last] | value if isinstance(value, dict) and isinstance(node.get(last), dict) else value
     typed = {override.key_or_group for override in command_line} | {"seeds"}
-    smoke = _list_of_overrides(plan.body.get("smoke"))
+    smoke = _smoke(plan.body)
     kept = [one.input_line for one in smoke if not typed & {one.key_or_group, one.key_or_group.partition(".")[0]}]
     claims = [claim for claim in plan.body.get("claims", []) if "variant" not in claim]
     left_out = ("description", "variants", "seeds", "parallel", "study", "claims", "smoke")
@@ -210,6 +210,13 @@ def _variant(source: Source, name: str | None) -> list[Override]:
             f"variant={name}: {source.name} has no such variant{nearest(name, variants)}; variants: {known}"
         )
     return _list_of_overrides(variants[name], f"variant {name}: ")
+
+
+def _smoke(body: dict[str, Any]) -> list[Override]:
+    """The smoke list without `variant=[...]`, which is for who plans a study."""
+    texts = body.get("smoke")
+    kept = [text for text in texts if not str(text).startswith("variant=")] if isinstance(texts, list) else texts
+    return _list_of_overrides(kept)
 
 
 def _list_of_overrides(texts: Any, prefix: str = "smoke: ") -> list[Override]:

@@ -71,13 +71,17 @@ class StudyFigure(TypedDict, total=False):
     """A figure over a study's variants: their means over the seeds, and the spread.
 
     One of table (columns x and y of a table that every run writes), curve (a logged quantity over x, `step` or another
-    logged quantity) and bars (metrics).
+    logged quantity), bars (metrics) and points (two metrics, x and y, a point a variant; variants whose names are alike
+    up to the last underscore are joined). boxes: limits on x by name, each drawn as the area up to it.
     """
 
     title: Required[str]
     table: str
     curve: str
     bars: list[str]
+    points: list[str]
+    boxes: dict[str, float]
+    log_x: bool
     x: str
     y: str
     x_label: str
@@ -86,9 +90,14 @@ class StudyFigure(TypedDict, total=False):
 
 
 class StudyResult(TypedDict, total=False):
-    """What a study shows. metrics: names, * stands for anything; by default those of the claims, losses and speed."""
+    """What a study shows. metrics: names, * stands for anything; by default those of the claims, losses and speed.
+
+    folds: seeds that are equal modulo this number share what is held out, such as a speaker: their runs are averaged
+    before anything is compared, as they are not independent.
+    """
 
     metrics: list[str]
+    folds: int
     figures: list[dict[str, Any]]  # each a StudyFigure
 
 
@@ -258,14 +267,18 @@ def _study_problems(study: Any) -> list[str]:
     problems = _typed_problems("study", study, StudyResult)
     if problems:
         return problems
+    if study.get("folds", 1) < 1:
+        problems.append(f"study.folds={study['folds']}: at least one")
     for number, figure in enumerate(study.get("figures", [])):
         path = f"study.figures.{number}"
         wrong = _typed_problems(path, figure, StudyFigure)
         if not wrong:
-            kinds = [kind for kind in ("table", "curve", "bars") if kind in figure]
-            needed = {"table": {"x", "y"}, "curve": {"x"}, "bars": set()}
+            kinds = [kind for kind in ("table", "curve", "bars", "points") if kind in figure]
+            needed = {"table": {"x", "y"}, "curve": {"x"}, "bars": set(), "points": set()}
             if len(kinds) != 1:
-                wrong = [f"{path}: draws one of table, curve or bars; it has {listing(kinds) or 'none'}"]
+                wrong = [f"{path}: draws one of table, curve, bars or points; it has {listing(kinds) or 'none'}"]
+            elif kinds == ["points"] and len(figure["points"]) != 2:
+                wrong = [f"{path}.points: two metrics, one for each axis, not {len(figure['points'])}"]
             else:
                 missing = sorted(needed[kinds[0]] - figure.keys())
                 wrong = [f"{path}.{key}: missing, a figure of a {kinds[0]} needs it" for key in missing]

@@ -16,6 +16,7 @@ REQUIRED = {  # module: distribution
     "transformers": "transformers",
     "datasets": "datasets",
     "torchaudio": "torchaudio",
+    "soundfile": "soundfile",
     "flwr": "flwr",
     "timm": "timm",
     "peft": "peft",
@@ -25,7 +26,9 @@ REQUIRED = {  # module: distribution
 }
 OPTIONAL = {  # module: (distribution, extra)
     "executorch": ("executorch", "deploy"),
+    "torchao": ("torchao", "deploy"),
     "onnx": ("onnx", "deploy"),
+    "onnxscript": ("onnxscript", "deploy"),
     "onnxruntime": ("onnxruntime", "deploy"),
     "gguf": ("gguf", "deploy"),
     "lm_eval": ("lm-eval", "eval"),

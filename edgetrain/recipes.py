@@ -106,17 +106,17 @@ def options(recipe: Path | None = None) -> dict[str, dict[str, Path]]:
     return found
 
 
-def provenance(recipe: str, data: dict[str, Any]) -> list[str]:
-    """What the option file of a data node says of its source and licence: its leading comment, line by line.
+def provenance(recipe: str, node: dict[str, Any], group: str = "data") -> list[str]:
+    """What the option file of a node says of its source and licence: its leading comment, line by line.
 
     That file is the one with the node's target and path, else one whose path is left open. Empty where there is none.
     """
     fitting: dict[Any, Path] = {}
-    for path in options(find(recipe)).get("data", {}).values():
+    for path in options(find(recipe)).get(group, {}).values():
         option = load_yaml(path)
-        if option.get("_target_") == data.get("_target_"):
+        if option.get("_target_") == node.get("_target_"):
             fitting.setdefault(option.get("path"), path)
-    path = fitting.get(data.get("path"), fitting.get("???"))
+    path = fitting.get(node.get("path"), fitting.get("???"))
     if path is None:
         return []
     comment = itertools.takewhile(lambda line: line.startswith("#"), _read(path).splitlines())

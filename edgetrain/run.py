@@ -14,11 +14,13 @@ from edgetrain.claims import judge
 from edgetrain.config import Config
 from edgetrain.environment import describe, now
 from edgetrain.errors import UserError
-from edgetrain.export.manifest import export_and_judge
+from edgetrain.export.shipping import ship
 from edgetrain.folder import RunFolder, write_atomic
 from edgetrain.hardware.costing import cost_devices
 from edgetrain.hardware.folding import deployed
 from edgetrain.jobs.memory import out_of_memory
+from edgetrain.licences import licences
+from edgetrain.models.quantized import float_network
 from edgetrain.processes import is_first
 from edgetrain.report.page import write_report
 
@@ -84,15 +86,15 @@ def cost(trained: Trained, folder: RunFolder) -> None:
     if trained.config.hardware:
         console.print(f"cost {', '.join(trained.config.hardware)}")
         devices = {name: build(node) for name, node in trained.config.hardware.items()}
-        workload = deployed(trained.model, trained.task.example_inputs(), trained.config.recipe)
+        workload = deployed(float_network(trained.model), trained.task.example_inputs(), trained.config.recipe)
         folder.update_metrics(cost_devices(workload, devices, folder)[1])
 
 
 def export(trained: Trained, folder: RunFolder) -> None:
     """Every export that the recipe lists, each judged on the artefact itself."""
-    for name, node in trained.config.export.items():
-        console.print(f"export {name}")
-        folder.update_metrics(export_and_judge(name, build(node), trained, folder))
+    if trained.config.export:
+        exporters = {name: build(node) for name, node in trained.config.export.items()}
+        folder.update_metrics(ship(trained, exporters, folder, licences(trained.config)))
 
 
 def report(config: Config, folder: RunFolder) -> None:

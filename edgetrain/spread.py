@@ -1,7 +1,7 @@
 """What a few repeats of one number support: their mean, their deviation, an interval for the mean or for a share."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 # Student's t for a two-sided 95% interval, 1 to 30 degrees of freedom (NIST/SEMATECH e-Handbook of Statistical Methods,
@@ -27,6 +27,14 @@ def spread(values: Sequence[float]) -> Spread:
     n = len(values)
     mean = sum(values) / n
     return Spread(mean, math.sqrt(sum((value - mean) ** 2 for value in values) / (n - 1)) if n > 1 else None, n)
+
+
+def fold_means(by_seed: Mapping[int, float], folds: int | None) -> list[float]:
+    """The mean over the seeds of each fold, the seeds that are equal modulo `folds`; without folds every seed's own."""
+    groups: dict[int, list[float]] = {}
+    for seed, value in by_seed.items():
+        groups.setdefault(seed % folds if folds else seed, []).append(value)
+    return [spread(values).mean for values in groups.values()]
 
 
 def interval_of_mean(values: Sequence[float]) -> tuple[float, float]:

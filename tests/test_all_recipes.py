@@ -1,12 +1,12 @@
 """Every shipped recipe: its header, its smoke run, and the arithmetic of those that no test can run."""
 
-import os
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from conftest import ROOT
+from sets import sets
 
 from edgetrain.build import build, build_methods
 from edgetrain.cli import main
@@ -46,21 +46,6 @@ def test_smoke_runs_in_seconds_and_leaves_a_report(path: Path, tmp_path: Path, m
     assert (folder.path / "report.html").stat().st_size > 10_000
     assert folder.read_json("environment.json")["finished"]
     assert len(folder.read_json("claims.json")) == len(compose([f"recipe={path.stem}"]).claims)
-
-
-def sets(place: Path) -> Path:
-    """The sets that recipes name: $EDGETRAIN_DATA, ../shared/data, or made-up ones with the same columns."""
-    real = Path(os.environ.get("EDGETRAIN_DATA", ROOT.parent / "shared" / "data"))
-    if (real / "hinglish_top").is_dir():
-        return real
-    (place / "sets" / "hinglish_top").mkdir(parents=True)
-    for first, name in enumerate(("train", "validation", "test")):
-        rows = [
-            f"play song {number}\t[IN:PLAY_MUSIC play [SL:MUSIC_TRACK song {number} ] ]"
-            for number in range(first, 90, 3)
-        ]
-        (place / "sets" / "hinglish_top" / f"{name}.tsv").write_text("\n".join(["en_query\ten_parse", *rows]))
-    return place / "sets"
 
 
 # The paper's eight settings: language.md 1.4, from the paper's section 5 and Tables 8 to 10

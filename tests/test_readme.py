@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, write_texts
+from sets import sets
 
 from edgetrain.cli import main
 
@@ -21,10 +22,11 @@ def commands() -> list[list[str]]:
 def test_every_command_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     write_texts(tmp_path / "my_texts")
+    monkeypatch.setenv("EDGETRAIN_DATA", str(sets(tmp_path)))
     monkeypatch.setattr("edgetrain.doctor.REQUIRED", {"torch": "torch"})  # importing all takes half a minute
     monkeypatch.setattr("edgetrain.doctor.OPTIONAL", {})
     typed = commands()
-    assert len(typed) == 23
+    assert len(typed) == 26
     for arguments in typed:
         trains = (arguments[0].startswith("recipe=") or arguments[0] == "sweep") and "--smoke" not in arguments
         shrunk = ["--smoke", *(["retrain=1"] if arguments[0] == "sweep" else [])] if trains else []

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from edgetrain.spread import T95, Z95, interval_of_mean, spread, wilson_interval
+from edgetrain.spread import T95, Z95, fold_means, interval_of_mean, spread, wilson_interval
 
 
 def within(t: float, degrees: int) -> float:
@@ -56,3 +56,11 @@ def test_the_ends_of_a_wilson_interval_are_where_the_share_is_just_rejected() ->
     """Its definition: |share - end| = z * sqrt(end (1 - end) / n)."""
     for end in wilson_interval(3 / 7, 7):
         assert abs(3 / 7 - end) == pytest.approx(Z95 * math.sqrt(end * (1 - end) / 7))
+
+
+def test_seeds_of_a_fold_are_averaged_first() -> None:
+    """Seeds 0, 2 and 4 share a fold of two, 1 and 3 the other."""
+    by_seed = {0: 1.0, 1: 10.0, 2: 2.0, 3: 30.0, 4: 6.0}
+    assert fold_means(by_seed, 2) == [3.0, 20.0]
+    assert fold_means(by_seed, None) == [1.0, 10.0, 2.0, 30.0, 6.0]
+    assert fold_means({}, 2) == []

@@ -80,6 +80,14 @@ def test_a_child_is_made_by_its_own_command_line() -> None:
     assert study.arguments_of(study.children[1]) == arguments
 
 
+def test_a_smoke_list_may_name_the_variants_that_are_enough() -> None:
+    families = ["recipe=kws_families"]
+    assert [child.variant for child in plan(families, smoke=True).children] == ["dnn_s", "gru_s"]
+    assert len(plan(families).children) == 21
+    assert [child.variant for child in plan([*families, "variant=[crnn_l]"], smoke=True).children] == ["crnn_l"]
+    assert plan([*families, "variant=crnn_l"], smoke=True).variant == "crnn_l"
+
+
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
@@ -93,7 +101,7 @@ def test_a_child_is_made_by_its_own_command_line() -> None:
         (["seed=1", "seeds=[0,1]"], "seed=1 picks one run"),
         (["seed=1", "variant=[calm]"], "seed=1 picks one run"),
         (["parallel=0"], "parallel=0: at least one run at a time"),
-        (["++study.figures=[{title: t}]"], "study.figures.0: draws one of table, curve or bars; it has none"),
+        (["++study.figures=[{title: t}]"], "study.figures.0: draws one of table, curve, bars or points; it has none"),
         (["++study.figures=[{title: t, table: a, x: b}]"], "study.figures.0.y: missing"),
         (["++study.metric=[a]"], "study.metric=['a']: no such key (did you mean 'metrics'?)"),
         (["++claims=[{effect: e, paper: p, metric: m, variant: busy}]"], "claims.0.against: missing"),
@@ -420,3 +428,31 @@ def test_figures_draw_the_childrens_tables_and_curves(tmp_path: Path, monkeypatc
     captions = {item["title"]: item["caption"] for item in folder.report_items() if item["kind"] == "figure"}
     assert captions["Loss at every exit"].startswith("Mean over 1 to 2 seeds; the band")
     assert captions["Curve"] == "One seed: no spread is known."
+
+
+def test_folds_count_instead_of_seeds_where_they_share_what_is_held_out(tmp_path: Path) -> None:
+    """Six seeds of two folds: differences 1, 1, 1 in the first, 3, 3, 3 in the second."""
+    values = {"none": [0.0] * 6, "both": [1.0, 3.0] * 3}
+    config, folder = by_hand(tmp_path / "s", values, {"above": 0}, study={"folds": 2})
+    result.summarise(config, folder)
+    rows = {row["variant"]: row for row in folder.read_table("variants") if row["metric"] == "loss"}
+    assert (float(rows["both"]["mean"]), int(rows["both"]["folds"])) == (2.0, 2)
+    assert float(rows["both"]["standard deviation"]) == pytest.approx(math.sqrt(2))
+    (row,) = judge(config, folder)
+    assert row["verdict"] == "undecided"  # 2 +- 12.706: two folds decide nothing, six independent seeds would have
+    assert "2 folds, 95% interval -10.71 to 14.71" in row["note"]
+    (row,) = judge(*by_hand(tmp_path / "t", values, {"above": 0}))
+    assert row["verdict"] == "seen"
+
+
+def test_points_join_the_sizes_of_a_family(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[tuple] = []
+    monkeypatch.setattr(result, "line_chart", lambda *args, **more: drawn.append((args, more)) or b"png")
+    figure = {"title": "P", "points": ["other", "loss"], "boxes": {"small": 80.0}, "log_x": True, "x_label": "KB"}
+    values = {"net_l": [1.0, 3.0], "net_s": [4.0], "lone": [5.0]}
+    config, folder = by_hand(tmp_path / "s", values, study={"figures": [figure]})
+    folder.child("net_l", 0).update_metrics({"other": 3})
+    result.summarise(config, folder)
+    ((families, x_label, y_label), more) = drawn[0]
+    assert families == {"net": [(1, 4.0), (2.0, 2.0)], "lone": [(1, 5.0)]}
+    assert (x_label, y_label, more["boxes"], more["log_x"]) == ("KB", "loss", {"small": 80.0}, True)

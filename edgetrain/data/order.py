@@ -69,8 +69,10 @@ class ResumableLoader(DataLoader):
         if self.position["samples"] >= len(self.sampler):
             self.position = {"epoch": self.position["epoch"] + 1, "samples": 0}
         self.sampler.epoch, self.sampler.start = self.position["epoch"], self.position["samples"]
+        if hasattr(self.dataset, "epoch"):  # of samples that are another at every epoch; workers start after this
+            self.dataset.epoch = self.position["epoch"]
         for batch in super().__iter__():
-            self.position["samples"] += len(batch)
+            self.position["samples"] += len(batch if isinstance(batch, Tensor) else batch[0])
             yield batch
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Finds a text set by name and reads its splits through `datasets.load_dataset`, at once or as a stream of tables.
+"""Finds a set by name and reads its splits through `datasets.load_dataset`, at once or as a stream of tables.
 
 A relative name is looked for as $EDGETRAIN_DATA/<name>, then as a local path, then on the Hugging Face hub
 (`owner/name`, or `owner/name:configuration` for a set that has several).
@@ -50,6 +50,33 @@ def text_splits(path: str, column: str) -> dict[str, Dataset]:
         return {name: _only_text(split, path, column) for name, split in loaded.items()}
     except READING as error:
         raise UserError(f"data.path={path}{_reason(error, local)}") from error
+
+
+def read_columns(path: str, columns: dict[str, str]) -> dict[str, Dataset]:
+    """Each split of the set with the columns that keys of `data` name, by {key: column}; one of audio is not decoded.
+
+    Raises UserError as `read_splits` does.
+    """
+    local = find_local(path)
+    try:
+        loaded = _load_local(local) if local else _load_hub(path)
+    except (*READING, ImportError) as error:  # datasets wants FFmpeg for a hub's folder of files
+        raise UserError(f"data.path={path}{_reason(error, local, 'a folder of audio files, parquet files')}") from error
+    return with_columns(loaded, path, columns)
+
+
+def with_columns(splits: dict[str, Dataset], path: str, columns: dict[str, str]) -> dict[str, Dataset]:
+    """The columns of `read_columns` alone. Raises UserError for one that a split lacks, and without a train split."""
+    _check_train(splits, path)
+    read = {}
+    for name, split in splits.items():
+        for key, column in columns.items():
+            _check_present(split.features, path, key, column)
+        read[name] = split.select_columns(list(dict.fromkeys(columns.values())))
+        for column, feature in read[name].features.items():
+            if isinstance(feature, datasets.Audio):
+                read[name] = read[name].cast_column(column, datasets.Audio(decode=False))
+    return read
 
 
 @dataclass(frozen=True)
@@ -193,12 +220,16 @@ def _one_column(split: IterableDataset, path: str, column: str, types: tuple[str
     return split.select_columns([column]).with_format("arrow")
 
 
-def _check_column(features: datasets.Features, path: str, column: str, types: tuple[str, ...]) -> None:
+def _check_present(features: datasets.Features, path: str, key: str, column: str) -> None:
     if column not in features:
         raise UserError(
-            f"data.column={column} is not in data.path={path}{nearest(column, features)};"
+            f"data.{key}={column} is not in data.path={path}{nearest(column, features)};"
             f" its columns are {listing(features)}"
         )
+
+
+def _check_column(features: datasets.Features, path: str, column: str, types: tuple[str, ...]) -> None:
+    _check_present(features, path, "column", column)
     kind = str(features.arrow_schema.field(column).type)
     if kind not in types:
         wanted = "text" if types == TEXT else "lists of token ids"
@@ -207,7 +238,7 @@ def _check_column(features: datasets.Features, path: str, column: str, types: tu
         )
 
 
-def _reason(error: BaseException, local: Path | None) -> str:
+def _reason(error: BaseException, local: Path | None, wanted: str = "text, jsonl, csv or parquet files") -> str:
     """What is wrong with a set that cannot be read, to follow its name: a file that is not UTF-8, else the cause."""
     for file in _files(local) if local else ():
         if file.suffix in TEXT_SUFFIXES and not _is_utf8(file):
@@ -215,7 +246,7 @@ def _reason(error: BaseException, local: Path | None) -> str:
     while (deeper := error.__cause__ or error.__context__) is not None:
         error = deeper
     reason = (str(error).strip() or type(error).__name__).split("\n")[0]
-    return f" cannot be read ({reason}); give text, jsonl, csv or parquet files, or a hub name"
+    return f" cannot be read ({reason}); give {wanted}, or a hub name"
 
 
 def _is_utf8(file: Path) -> bool:

@@ -1,13 +1,14 @@
 """Export a Llama as a folder that `transformers.AutoModelForCausalLM` and everything built on it loads."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
 from edgetrain.errors import UserError
 from edgetrain.export.artefact import Artefact
-from edgetrain.models.huggingface import save_llama
+from edgetrain.models.huggingface import SHARED_LLAMA, save_llama
 from edgetrain.models.llama import Llama
 
 
@@ -18,16 +19,36 @@ class HuggingFace:
     as often as they are visited, for tools that know only plain Llamas.
     """
 
+    formats: ClassVar[list[str]] = ["fp32"]
+    opening_runs_code = False  # `load` refuses what is not the project's own
+
     def __init__(self, tolerance: float = 1e-3, unrolled: bool = False) -> None:
         self.tolerance, self.unrolled = tolerance, unrolled
 
-    def export(self, model: nn.Module, example_inputs: tuple[Tensor, ...], calibration: Any, out: Path) -> Artefact:
+    def check(self, model: nn.Module, example_inputs: tuple[Tensor, ...]) -> None:
+        """Raises UserError for a model that is not a Llama."""
+        if not isinstance(model, Llama):
+            raise UserError(
+                f"export.huggingface writes Llama models; this one is a {type(model).__name__}; other targets are "
+                "export=[executorch,onnx,pt2]"
+            )
+
+    def export(
+        self, model: nn.Module, example_inputs: tuple[Tensor, ...], calibration: Any, out: Path
+    ) -> list[Artefact]:
         """Write the folder and load it back with transformers. Raises UserError for a model that is not a Llama."""
+        self.check(model, example_inputs)
+        save_llama(model, out, getattr(calibration, "tokenizer", None), self.unrolled)
+        files = tuple(sorted(path.name for path in out.iterdir()))
+        return [Artefact("fp32", files, self.load(out, "fp32", files), model, self.tolerance)]
+
+    def load(self, folder: Path, name: str, files: tuple[str, ...]) -> Callable[[Tensor], Tensor]:
+        """The folder in transformers. Raises UserError for code in it that is not the project's own."""
         from transformers import AutoModelForCausalLM
 
-        if not isinstance(model, Llama):
-            raise UserError(f"export.huggingface writes Llama models; this one is a {type(model).__name__}")
-        save_llama(model, out, getattr(calibration, "tokenizer", None), self.unrolled)
-        ours = (out / "shared_llama.py").is_file()  # the only code there, written a moment ago
-        loaded = AutoModelForCausalLM.from_pretrained(out, local_files_only=True, trust_remote_code=ours).eval()
-        return Artefact(out, lambda tokens: loaded(tokens).logits, self.tolerance)
+        code = [path for path in folder.glob("*.py") if path.read_bytes() != SHARED_LLAMA.read_bytes()]
+        if code:
+            raise UserError(f"{code[0]} is not the code that export=[huggingface] writes; it is not run")
+        ours = (folder / SHARED_LLAMA.name).is_file()
+        loaded = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, trust_remote_code=ours).eval()
+        return lambda tokens: loaded(tokens).logits

@@ -1,80 +1,143 @@
-"""Export into the run folder, judge the artefact itself, and write manifest.json beside it."""
+"""manifest.json: what an exported folder holds, from what it was made, and how it was judged."""
 
 import hashlib
-import itertools
 import json
-import shutil
-import tempfile
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from edgetrain.build import Trained
+from edgetrain.checkpoint import last_checkpoint
+from edgetrain.environment import commit, now
 from edgetrain.errors import UserError
-from edgetrain.folder import RunFolder, write_atomic
+from edgetrain.export.artefact import Artefact
+from edgetrain.export.judging import Judged
+from edgetrain.folder import Row, RunFolder
+from edgetrain.hardware.activation_memory import plan
+from edgetrain.hardware.folding import deployed
+from edgetrain.hardware.formats import parse_format
+from edgetrain.models.quantized import QuantizedModel, float_network
 
-JUDGED_BATCHES = 8  # of held-out data; enough to notice a broken artefact in seconds
-
-
-def export_and_judge(name: str, exporter: Any, trained: Trained, folder: RunFolder) -> dict[str, float]:
-    """export/<name>/, whole or not at all, with its manifest; returns the metrics `export/<name>/...`.
-
-    Raises UserError when the artefact's output differs from the model's by more than the exporter's tolerance; what
-    was exported is then removed.
-    """
-    target = folder.path / "export" / name
-    target.parent.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{name}.") as scratch:
-        out = Path(scratch) / name
-        out.mkdir()
-        inputs = trained.task.example_inputs()
-        artefact = exporter.export(trained.model, inputs, trained.data, out)
-        manifest = judge_artefact(name, artefact, inputs, trained)
-        write_atomic(out / "manifest.json", json.dumps(manifest, indent=2) + "\n")
-        for path in out.rglob("*"):  # some writers leave files that only their owner may read
-            path.chmod(0o755 if path.is_dir() else 0o644)
-        if target.exists():
-            shutil.rmtree(target)
-        out.rename(target)
-    return {f"export/{name}/{key}": manifest[key] for key in ("size_bytes", "parity")} | {
-        f"export/{name}/{key}": value for key, value in manifest["artefact"].items()
-    }
+SCHEMA = 1
+NAME, CARD = "manifest.json", "MODEL_CARD.md"
+PACKAGES = ("edgetrain", "torch", "torchao", "executorch", "onnx", "onnxruntime", "gguf", "transformers")
 
 
-def judge_artefact(name: str, artefact: Any, inputs: tuple[torch.Tensor, ...], trained: Trained) -> dict[str, Any]:
-    """What manifest.json says: the same held-out lines judged twice, parity, files, input and output."""
-    with torch.inference_mode():
-        expected, exported = trained.model(*inputs), artefact.predict(*inputs)
-    expected = getattr(expected, "logits", expected)
-    parity = (expected.float() - exported.float()).abs().max().item()
-    if not parity <= artefact.tolerance:  # NaN fails too
-        raise UserError(
-            f"export {name}: outputs differ from the model's by {parity:.3g}, more than {artefact.tolerance:.3g}; "
-            "nothing was exported"
-        )
-    trained.data.setup("test")
-
-    def held_out() -> Any:
-        return itertools.islice(trained.data.test_dataloader(), JUDGED_BATCHES)
-
-    files = sorted(path for path in artefact.path.rglob("*") if path.is_file())
+def describe_form(artefact: Artefact, judged: Judged, metrics: dict[str, float], out: Path) -> Row:
+    """What the manifest says of one form. metrics: of the artefact, counted from its predictions."""
+    quantum = {"lsb": artefact.lsb, "parity_lsb": judged.parity / artefact.lsb} if artefact.lsb else {}
     return {
-        "target": name,
-        "parity": parity,
+        "files": list(artefact.files),
+        "size_bytes": sum((out / file).stat().st_size for file in artefact.files),
+        "parity": judged.parity,
         "tolerance": artefact.tolerance,
-        "judged_batches": JUDGED_BATCHES,
-        "model": trained.task.evaluate(trained.model, held_out()),
-        "artefact": trained.task.evaluate(artefact.predict, held_out()),
-        "inputs": [{"shape": list(value.shape), "type": str(value.dtype).removeprefix("torch.")} for value in inputs],
-        "output": {"shape": list(exported.shape), "type": str(exported.dtype).removeprefix("torch.")},
-        "size_bytes": sum(path.stat().st_size for path in files),
-        "weights_bytes": sum(value.numel() * value.element_size() for value in trained.model.parameters()),
-        "files": {
-            str(path.relative_to(artefact.path)): {
-                "bytes": path.stat().st_size,
-                "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
-            }
-            for path in files
-        },
+        **quantum,
+        "argmax_agreement": judged.agreement,
+        "judged_items": len(judged.predictions),
+        "metrics": metrics,
+        **dict(artefact.facts),
     }
+
+
+def describe(trained: Trained, folder: RunFolder, licences: list[Row]) -> Row:
+    """What holds for every form: origin, interface, preprocessing, size of the model."""
+    config = trained.config.to_dict()
+    network = float_network(trained.model)
+    inputs = trained.task.example_inputs()
+    with torch.inference_mode():
+        output = trained.model(*inputs)
+    output = getattr(output, "logits", output)
+    scheme = trained.model.scheme if isinstance(trained.model, QuantizedModel) else None
+    return {
+        "schema": SCHEMA,
+        "created": now(),
+        "commit": commit(),
+        "packages": {name: version for name in PACKAGES if (version := installed(name))},
+        "recipe": config["recipe"],
+        "config_sha256": hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest(),
+        "checkpoint_sha256": checkpoint_sha256(folder),
+        "licences": licences,
+        "task": type(trained.task).__name__.lower(),
+        "inputs": [{"shape": list(value.shape), "type": str(value.dtype).removeprefix("torch.")} for value in inputs],
+        "output": {"shape": list(output.shape), "type": str(output.dtype).removeprefix("torch.")},
+        "labels": list(getattr(trained.data, "labels", [])),
+        "preprocessing": trained.data.preprocessing() if hasattr(trained.data, "preprocessing") else {},
+        "quantization": None if scheme is None else {"scheme": scheme.name, **scheme_facts(scheme)},
+        "parameters": sum(parameter.numel() for parameter in network.parameters()),
+        "float_bytes": sum(value.numel() * value.element_size() for value in network.parameters()),
+        **workload_facts(network, inputs),
+        "config": config,
+    }
+
+
+def scheme_facts(scheme: Any) -> Row:
+    return {"output_scale": scheme.output_scale, "calibration": dict(scheme.calibration), "layers": scheme.layers}
+
+
+def workload_facts(network: nn.Module, inputs: tuple[torch.Tensor, ...]) -> Row:
+    """MACs of one call, and the most bytes of activations that live at once; empty for what cannot be traced."""
+    try:
+        workload = deployed(network, inputs, "exported")
+    except UserError:
+        return {}
+    parts = [workload.component(name) for name in workload.components]
+    peaks = {
+        "float32": max(plan(part).peak for part in parts),
+        "int8": max(plan(part.assuming(parse_format("int8"))).peak for part in parts),
+    }
+    return {"macs": sum(layer.macs for layer in workload), "peak_activation_bytes": peaks}
+
+
+def checkpoint_sha256(folder: RunFolder) -> str | None:
+    try:
+        return sha256(last_checkpoint(folder))
+    except UserError:  # a job that keeps none
+        return None
+
+
+def file_facts(out: Path) -> Row:
+    """Size and hash of every file but the manifest itself."""
+    files = sorted(path for path in out.rglob("*") if path.is_file() and path.name != NAME)
+    return {path.relative_to(out).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in files}
+
+
+def read_manifest(folder: Path) -> Row:
+    """The manifest of an exported folder whose files are those that were judged.
+
+    Raises UserError when there is none, when it is damaged, and when a file is missing, changed or not listed.
+    """
+    path = folder / NAME
+    if not path.is_file():
+        raise UserError(f"artefact={folder} is not an exported folder: there is no {NAME} in it")
+    try:
+        manifest = json.loads(path.read_text())
+        files, config = manifest["files"], manifest["config"]
+        known = manifest["schema"] == SCHEMA and isinstance(config, dict) and isinstance(manifest["forms"], dict)
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged ({error}); export again with: export run=RUN") from error
+    if not known:
+        raise UserError(f"{path} has schema {manifest['schema']}, this version reads {SCHEMA}; export again")
+    for name, facts in files.items():
+        file = folder / name
+        if not file.resolve().is_relative_to(folder.resolve()):
+            raise UserError(f"{path} names {name}, which is outside of the folder; do not use it")
+        if not file.is_file():
+            raise UserError(f"{file} is missing, though {NAME} lists it; copy the whole folder again")
+        if sha256(file) != facts["sha256"]:
+            raise UserError(f"{file} is not the file that was judged: its sha256 differs from the one in {NAME}")
+    return manifest
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def installed(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

@@ -33,22 +33,22 @@ PEAKS = {
 }
 
 
-def forward_flops(model: nn.Module, shapes: Iterable[Shape]) -> int:
-    """Of model(int64 inputs of these shapes), as torch's own counter has it: matrix products and convolutions.
+def forward_flops(model: nn.Module, shapes: Iterable[Shape], dtype: torch.dtype = torch.int64) -> int:
+    """Of model(inputs of these shapes), as torch's own counter has it: matrix products and convolutions.
 
     Nothing is computed. Attention is taken apart into its two products, which the counter knows on every device.
     """
     tensors = chain(model.named_parameters(), model.named_buffers())
     state = {name: tensor.detach().to("meta") for name, tensor in tensors}
-    inputs = tuple(torch.zeros(shape, dtype=torch.int64, device="meta") for shape in shapes)
+    inputs = tuple(torch.zeros(shape, dtype=dtype, device="meta") for shape in shapes)
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         functional_call(model, state, inputs)
     return counter.get_total_flops()
 
 
-def training_flops(model: nn.Module, shapes: Iterable[Shape]) -> int:
+def training_flops(model: nn.Module, shapes: Iterable[Shape], dtype: torch.dtype = torch.int64) -> int:
     """Of one forward and backward pass."""
-    return 3 * forward_flops(model, shapes)
+    return 3 * forward_flops(model, shapes, dtype)
 
 
 def peak_flops(device: torch.device) -> float | None:

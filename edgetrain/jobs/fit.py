@@ -24,12 +24,14 @@ from edgetrain.jobs.efficiency import peak_flops, training_flops
 from edgetrain.jobs.faults import FiniteLoss, check_disk, fault_sentence
 from edgetrain.jobs.group import OneFolder, part, watched
 from edgetrain.jobs.result import Result
+from edgetrain.models.quantized import float_network
 from edgetrain.ops.blocks import blocks, prepared_blocks
 from edgetrain.processes import is_first
 from edgetrain.signals import stop
 
 for name in ("lightning.pytorch", "lightning.fabric"):
     logging.getLogger(name).setLevel(logging.WARNING)  # their notices repeat what the report holds
+warnings.filterwarnings("ignore", ".*LeafSpec.*is deprecated")  # Lightning and torch.export, of torch itself
 warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")  # of a resumed run it does
 
 MONTH = 31 * 24 * 60  # minutes
@@ -68,6 +70,7 @@ class Fit:
         self.check_blocks(trained)
         if is_first():
             check_measures(config, trained)
+            check_exports(config, trained)
             folder.write_json("plans.json", trained.plans)
             check_disk(folder, trained)
         throughput = Throughput()
@@ -129,7 +132,7 @@ class Fit:
         trained.data.setup("test")
         held_out = trained.task.evaluate(trained.model, trained.data.test_dataloader())
         return {
-            "parameters": sum(parameter.numel() for parameter in trained.model.parameters()),
+            "parameters": sum(parameter.numel() for parameter in float_network(trained.model).parameters()),
             "steps": trainer.global_step,
             f"{unit}_trained": throughput.units,
             f"{unit}_per_s": throughput.units / throughput.seconds if throughput.seconds else 0.0,
@@ -146,7 +149,9 @@ class Fit:
         if not throughput.seconds:
             return found
         try:
-            flops = sum(count * training_flops(trained.model, shapes) for shapes, count in throughput.shapes.items())
+            network, dtype = float_network(trained.model), trained.task.example_inputs()[0].dtype
+            counts = throughput.shapes.items()
+            flops = sum(count * training_flops(network, shapes, dtype) for shapes, count in counts)
         except (RuntimeError, NotImplementedError):  # a model that looks at values cannot be counted without them
             return found
         found[f"flops_per_{trained.task.unit.removesuffix('s')}"] = flops / throughput.units
@@ -163,6 +168,17 @@ def check_measures(config: Config, trained: Trained) -> None:
         measure = build(node)
         if hasattr(measure, "check"):
             measure.check(trained.model)
+
+
+def check_exports(config: Config, trained: Trained) -> None:
+    """So does a target that is not installed, or that lacks an operator of the model."""
+    training = trained.model.training
+    trained.model.eval()
+    for node in config.export.values():
+        exporter = build(node)
+        if hasattr(exporter, "check"):
+            exporter.check(trained.model, trained.task.example_inputs())
+    trained.model.train(training)
 
 
 def fastest_precision() -> str:

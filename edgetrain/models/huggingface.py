@@ -15,6 +15,7 @@ from edgetrain.errors import UserError
 from edgetrain.models.llama import Llama
 
 LAYER = "model.layers."
+SHARED_LLAMA = Path(__file__).with_name("shared_llama.py")  # goes with a folder whose blocks are shared
 
 
 def llama_settings(config: dict[str, Any]) -> dict[str, Any]:
@@ -95,7 +96,7 @@ def save_llama(model: Llama, folder: Path, tokenizer: Any = None, unrolled: bool
             "repeats": model.repeats,
             "auto_map": {"AutoModelForCausalLM": "shared_llama.SharedLlamaForCausalLM"},
         }
-        shutil.copyfile(Path(__file__).with_name("shared_llama.py"), folder / "shared_llama.py")
+        shutil.copyfile(SHARED_LLAMA, folder / SHARED_LLAMA.name)
     attention = model.model.layers[0].self_attn
     end = getattr(tokenizer, "eos_token_id", None)
     config = LlamaConfig(

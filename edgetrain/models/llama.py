@@ -103,7 +103,7 @@ class Attention(nn.Module):
             out = causal_attention(q, k, v)
         else:
             out = F.scaled_dot_product_attention(
-                q, k, v, mask, is_causal=n > 1 and mask is None, enable_gqa=self.kv_heads != self.heads
+                q, k, v, mask, is_causal=mask is None and n > 1, enable_gqa=self.kv_heads != self.heads
             )
         return self.o_proj(out.transpose(1, 2).reshape(batch, n, -1))
 

@@ -49,11 +49,13 @@ def line_chart(
     dots: Collection[str] = (),
     bands: Series | None = None,
     reference: dict[str, float] | None = None,
+    boxes: dict[str, float] | None = None,
 ) -> bytes:
     """Lines over a common x axis, each labelled at its end; the series named in `dots` are points without a line.
 
-    `bands` holds (low, high) for every point of a series, drawn as a tint; `reference` names horizontal dashed lines.
-    Raises ValueError when a band and its series differ in length.
+    `bands` holds (low, high) for every point of a series, drawn as a tint; `reference` names horizontal dashed lines;
+    `boxes` names limits on x, each the right edge of a tinted area. Raises ValueError when a band and its series differ
+    in length.
     """
     figure, axes = sheet(WIDTH, 3.9, log_x, log_y)
     axes.set(xlabel=x_label, ylabel=y_label)
@@ -77,6 +79,23 @@ def line_chart(
     require(ends, series)
     if not log_x and all(float(x).is_integer() for points in series.values() for x, _ in points):
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if boxes:
+        left = axes.get_xlim()[0]
+        for name, limit in boxes.items():
+            axes.axvspan(left, limit, color=QUIET, alpha=0.09, linewidth=0, zorder=0)
+            axes.axvline(limit, color=QUIET, linewidth=0.8, zorder=0)
+            axes.annotate(
+                name,
+                (limit, 1),
+                (-4, -4),
+                textcoords="offset points",
+                ha="right",
+                va="top",
+                xycoords=("data", "axes fraction"),
+                color=QUIET,
+                fontsize=9,
+            )
+        axes.set_xlim(left=left)
     for name, level in (reference or {}).items():
         axes.axhline(level, color=QUIET, linestyle=(0, (4, 3)), linewidth=1.2, label=name)
         ends.append((level, name, QUIET))

@@ -1,7 +1,8 @@
 """What a command line asks for: one run, or a study, whose runs are every variant of the recipe with every seed.
 
 `variant=NAME` and `seed=K` pick one run. A recipe with `seeds: [...]` is a study otherwise, and the lists
-`variant=[a,b]` and `seeds=[0,1]` narrow it, or make one of a recipe that has none. Imports nothing heavy.
+`variant=[a,b]` and `seeds=[0,1]` narrow it, or make one of a recipe that has none; so does a `variant=[a,b]` in the
+smoke list, when smoke is asked for. Imports nothing heavy.
 """
 
 import dataclasses
@@ -79,6 +80,8 @@ def plan(overrides: list[str], smoke: bool = False, foreign: bool = False) -> Co
     config = compose([text for text in overrides if key_of(text) != "variant"], smoke=smoke, foreign=foreign)
     if not config.seeds and names is None:
         return config
+    if smoke and names is None:
+        names = next((_names(text.partition("=")[2]) for text in config.smoke if key_of(text) == "variant"), None)
     return _checked(_narrowed(config, names), overrides, smoke, foreign)
 
 

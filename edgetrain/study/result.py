@@ -15,7 +15,7 @@ from edgetrain.errors import UserError
 from edgetrain.folder import Row, RunFolder
 from edgetrain.report.figures import Point, bar_chart, line_chart
 from edgetrain.report.values import parsed
-from edgetrain.spread import interval_of_mean, spread
+from edgetrain.spread import fold_means, interval_of_mean, spread
 from edgetrain.study.plan import Study
 
 USUAL = ("test/loss", "exits/loss_*", "*_per_s")  # shown beside the metrics of the claims
@@ -32,18 +32,23 @@ def summarise(config: Config, folder: RunFolder) -> None:
     _high; a lone variant's have no prefix.
     """
     arms = finished_arms(config, folder)
-    numbers = {arm: [numeric_metrics(run) for run in runs] for arm, runs in arms.items()}
-    names = shown_metrics(config, [metrics for rows in numbers.values() for metrics in rows])
+    numbers: dict[str, dict[int, dict[str, float]]] = {arm: {} for arm in arms}
+    for arm, seed, run in every_run(config, folder):
+        if run.finished:
+            numbers[arm][seed] = numeric_metrics(run)
+    names = shown_metrics(config, [metrics for rows in numbers.values() for metrics in rows.values()])
+    folds = config.study.get("folds")
     rows: list[Row] = []
     means: Row = {}
     intervals: Row = {}
     for name in names:
         for arm, metrics in numbers.items():
-            values = [row[name] for row in metrics if name in row]
+            values = fold_means({seed: row[name] for seed, row in metrics.items() if name in row}, folds)
             if not values:
                 continue
             mean, deviation, n = spread(values)
-            rows.append({"metric": name, "variant": arm, "mean": mean, "standard deviation": deviation, "seeds": n})
+            counted = "folds" if folds else "seeds"
+            rows.append({"metric": name, "variant": arm, "mean": mean, "standard deviation": deviation, counted: n})
             key = f"{arm}/{name}" if config.variants else name
             means[key] = mean
             if n > 1:
@@ -53,7 +58,8 @@ def summarise(config: Config, folder: RunFolder) -> None:
         metrics = numeric_metrics(run) if run.finished else {}
         place = {"variant": arm, "seed": seed, "finished": run.finished, "folder": f"runs/{run.path.name}"}
         listed.append(place | {name: value for name, value in metrics.items() if name in names})
-    folder.add_table("variants", rows, "Variants", "Mean and standard deviation (n - 1) over the seeds.")
+    over = f"the {folds} folds, each averaged over its seeds" if folds else "the seeds"
+    folder.add_table("variants", rows, "Variants", f"Mean and standard deviation (n - 1) over {over}.")
     for wanted in config.study.get("figures", []):
         add_figure(wanted, arms, folder)
     folder.add_table("runs", listed, "Runs", "Each is a run folder of its own, with its own report.")
@@ -103,6 +109,8 @@ def add_figure(wanted: StudyFigure, arms: Arms, folder: RunFolder) -> None:
     try:
         if "bars" in wanted:
             png, caption = bars(wanted, arms)
+        elif "points" in wanted:
+            png, caption = points(wanted, arms)
         else:
             png, caption = lines(wanted, arms)
     except UserError as error:
@@ -168,6 +176,30 @@ def bars(wanted: StudyFigure, arms: Arms) -> tuple[bytes, str]:
     )
     counts = [one.n for metrics in found.values() for one in metrics.values()]
     return chart, over_seeds(counts, "the error bars are one standard deviation to each side")
+
+
+def points(wanted: StudyFigure, arms: Arms) -> tuple[bytes, str]:
+    """A point for each variant: the means of two metrics. Sizes of one family, such as net_s and net_m, are joined."""
+    families: dict[str, list[Point]] = {}
+    counts = []
+    for arm, runs in arms.items():
+        numbers = [numeric_metrics(run) for run in runs]
+        pairs = [[row[metric] for metric in wanted["points"]] for row in numbers if row.keys() >= {*wanted["points"]}]
+        family = families.setdefault(arm.rpartition("_")[0] or arm, [])  # one without a point keeps its colour's place
+        if pairs:
+            x, y = (spread(values).mean for values in zip(*pairs, strict=True))
+            family.append((x, y))
+            counts.append(len(pairs))
+    chart = line_chart(
+        {family: sorted(found) for family, found in families.items()},
+        wanted.get("x_label", wanted["points"][0]),
+        wanted.get("y_label", wanted["points"][1]),
+        log_x=wanted.get("log_x", False),
+        log_y=wanted.get("log_y", False),
+        markers=True,
+        boxes=wanted.get("boxes"),
+    )
+    return chart, over_seeds(counts, "the spread is in the table") + " Sizes of one family are joined."
 
 
 def over_seeds(counts: Sequence[int], spread_is: str) -> str:

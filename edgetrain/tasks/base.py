@@ -1,7 +1,7 @@
 """What every task shares: its methods' moments, its optimiser, and the step that they all agree on."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -11,8 +11,10 @@ from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities import GradClipAlgorithmType
 from torch import Tensor, nn
+from torchmetrics import MeanMetric
 
 from edgetrain.errors import UserError
+from edgetrain.tasks.predictions import Predictions
 from edgetrain.tasks.sharding import shard
 
 Predict = Callable[..., Any]
@@ -31,19 +33,20 @@ class Context:
 
 
 class Task(lightning.LightningModule):
-    """A LightningModule around a plain model. Subclasses say `training_step`, `validation_step` and `evaluate`.
+    """A LightningModule around a plain model. Subclasses say `training_step`, `validation_step` and `judged`.
 
     model: the plain module; methods: objects with the moments of DESIGN's Method, in order; optimizer: called with
     parameter groups. The learning rate warms up linearly over warmup_steps and then falls along `schedule` to
-    min_lr_ratio of its peak at total_steps (optimiser steps). lr_samples: the samples an optimiser step that the
-    optimiser's learning rate is meant for; a Trainer whose steps have more or fewer gets it in proportion (Goyal et al.
-    2017, arXiv 1706.02677, section 2.1). None takes it as it stands.
+    min_lr_ratio of its peak at total_steps (optimiser steps); `stairs` are three, equally long, each lower by the same
+    factor. lr_samples: the samples an optimiser step that the optimiser's learning rate is meant for; a Trainer whose
+    steps have more or fewer gets it in proportion (Goyal et al. 2017, arXiv 1706.02677, section 2.1); None: it stands.
 
     Also works without a Trainer: call `training_step`, step an optimiser from `configure_optimizers`, then
     `after_step(step + 1)`.
     """
 
     unit = "samples"  # what throughput counts
+    judged_batches: int | None = None  # of held-out data, that an exported artefact is judged on; None: all
 
     def __init__(
         self,
@@ -53,7 +56,7 @@ class Task(lightning.LightningModule):
         total_steps: int,
         warmup_steps: int = 0,
         min_lr_ratio: float = 0.1,
-        schedule: Literal["cosine", "linear", "constant"] = "cosine",
+        schedule: Literal["cosine", "linear", "constant", "stairs"] = "cosine",
         lr_samples: int | None = None,
     ) -> None:
         super().__init__()
@@ -72,9 +75,26 @@ class Task(lightning.LightningModule):
         """What the model is called with for a batch."""
         raise NotImplementedError
 
-    def evaluate(self, predict: Predict, data: Any) -> dict[str, float]:
-        """Metrics of any callable of the model's signature on batches of `data`."""
+    def judged(self, predict: Predict, batch: Any) -> Predictions:
+        """What any callable of the model's signature says of a batch, item by item."""
         raise NotImplementedError
+
+    def predictions(self, predict: Predict, data: Iterable[Any]) -> Predictions:
+        """The same of every batch of `data`, in order."""
+        return Predictions.joined([self.judged(predict, batch) for batch in data])
+
+    def evaluate(self, predict: Predict, data: Iterable[Any]) -> dict[str, float]:
+        """Metrics of any callable of the model's signature on batches of `data`, however many."""
+        loss, accuracy = MeanMetric(), MeanMetric()
+        for batch in data:
+            judged = self.judged(predict, batch)
+            loss.update(judged.loss)
+            accuracy.update(judged.right.float())
+        return self.score(loss.compute().item(), accuracy.compute().item())
+
+    def score(self, loss: float, accuracy: float) -> dict[str, float]:
+        """Metrics from the mean loss (nats an item) and the share of items that are right."""
+        return {"loss": loss, "accuracy": accuracy}
 
     def example_inputs(self) -> tuple[Tensor, ...]:
         """Inputs for tracing and export, batch 1."""
@@ -113,6 +133,8 @@ class Task(lightning.LightningModule):
         if self.schedule == "constant":
             return 1.0
         progress = min(1.0, (step - self.warmup_steps) / max(1, self.total_steps - self.warmup_steps))
+        if self.schedule == "stairs":
+            return self.min_lr_ratio ** (min(2, int(3 * progress)) / 2)
         fall = 0.5 * (1 + math.cos(math.pi * progress)) if self.schedule == "cosine" else 1 - progress
         return self.min_lr_ratio + (1 - self.min_lr_ratio) * fall
 

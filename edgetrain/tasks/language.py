@@ -1,19 +1,20 @@
 """Causal language modelling: predict the next token."""
 
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchmetrics import MeanMetric
 
 from edgetrain.errors import UserError, listing
 from edgetrain.ops.cross_entropy import linear_cross_entropy
 from edgetrain.ops.hidden_states import captured_hidden_states
 from edgetrain.ops.targets import flat_rows, inputs_and_targets, supervised_rows
 from edgetrain.tasks.base import Context, Predict, Task
+from edgetrain.tasks.predictions import Predictions
 
 
 class Language(Task):
@@ -30,6 +31,7 @@ class Language(Task):
     """
 
     unit = "tokens"
+    judged_batches = 8  # thousands of tokens; enough to notice a broken artefact in seconds
 
     def __init__(
         self,
@@ -39,7 +41,7 @@ class Language(Task):
         total_steps: int,
         warmup_steps: int = 0,
         min_lr_ratio: float = 0.1,
-        schedule: Literal["cosine", "linear", "constant"] = "cosine",
+        schedule: Literal["cosine", "linear", "constant", "stairs"] = "cosine",
         lr_samples: int | None = None,
         exit_layers: tuple[int, ...] = (),
     ) -> None:
@@ -90,19 +92,15 @@ class Language(Task):
             exit_loss = linear_cross_entropy(normal, self.model.lm_head.weight, flat_rows(targets, rows))
             self.log(f"validation/loss_exit_{layer}", exit_loss, batch_size=size, sync_dist=True)
 
-    def evaluate(self, predict: Predict, data: Iterable[Tensor]) -> dict[str, float]:
-        """loss (nats a token), perplexity and next-token accuracy of `predict(tokens) -> logits`."""
-        loss, accuracy = MeanMetric(), MeanMetric()
-        for batch in data:
-            tokens, targets = inputs_and_targets(batch)
-            rows = supervised_rows(batch)
-            with torch.inference_mode():
-                logits = flat_rows(logits_of(predict(tokens)), rows).float()
-            targets = flat_rows(targets, rows).to(logits.device)
-            loss.update(F.cross_entropy(logits, targets), len(targets))
-            accuracy.update((logits.argmax(-1) == targets).float())
-        mean = loss.compute()
-        return {"loss": mean.item(), "perplexity": mean.exp().item(), "accuracy": accuracy.compute().item()}
+    def judged(self, predict: Predict, batch: Tensor) -> Predictions:
+        """Every target token of `predict(tokens) -> logits`."""
+        tokens, targets = inputs_and_targets(batch)
+        rows = supervised_rows(batch)
+        with torch.inference_mode():
+            return Predictions.of_logits(flat_rows(logits_of(predict(tokens)), rows), flat_rows(targets, rows))
+
+    def score(self, loss: float, accuracy: float) -> dict[str, float]:
+        return {"loss": loss, "perplexity": math.exp(loss), "accuracy": accuracy}
 
     def example_inputs(self) -> tuple[Tensor, ...]:
         context = getattr(self.model, "context", 32)

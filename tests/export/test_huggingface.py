@@ -1,6 +1,7 @@
 """The exported folder is what transformers loads, and it is judged before it appears."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from edgetrain.compose import compose
 from edgetrain.errors import UserError
 from edgetrain.export.artefact import Artefact
 from edgetrain.export.huggingface import HuggingFace
-from edgetrain.export.manifest import export_and_judge
+from edgetrain.export.shipping import ship
 from edgetrain.folder import RunFolder
 from edgetrain.models.huggingface import llama_settings, load_llama, save_llama
 from edgetrain.models.llama import Llama
@@ -79,13 +80,15 @@ def trained_of(run: RunFolder) -> Any:
 
 def test_an_export_is_judged_on_the_artefact(finished_run: RunFolder, tmp_path: Path) -> None:
     folder = RunFolder.create("x", str(tmp_path / "run"))
-    metrics = export_and_judge("huggingface", HuggingFace(), trained_of(finished_run), folder)
+    metrics = ship(trained_of(finished_run), {"huggingface": HuggingFace()}, folder, [])
     out = folder.path / "export" / "huggingface"
     manifest = json.loads((out / "manifest.json").read_text())
-    assert manifest["artefact"]["loss"] == pytest.approx(manifest["model"]["loss"], abs=1e-4)
-    assert manifest["parity"] <= 1e-4
-    assert manifest["size_bytes"] == sum(path.stat().st_size for path in out.iterdir() if path.name != "manifest.json")
-    assert metrics["export/huggingface/size_bytes"] == manifest["size_bytes"]
+    form = manifest["forms"]["fp32"]
+    assert form["metrics"]["loss"] == pytest.approx(metrics["export/float/loss"], abs=1e-4)
+    assert form["parity"] <= 1e-4
+    written = [path for path in out.iterdir() if path.name not in ("manifest.json", "MODEL_CARD.md")]
+    assert form["size_bytes"] == sum(path.stat().st_size for path in written)
+    assert metrics["export/huggingface/fp32/size_bytes"] == form["size_bytes"]
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= manifest["files"].keys()
     tokenizer = AutoTokenizer.from_pretrained(out)
     assert tokenizer.decode(tokenizer.encode("def f(x):")) == "def f(x):"
@@ -97,14 +100,20 @@ def test_an_export_is_judged_on_the_artefact(finished_run: RunFolder, tmp_path: 
 class Wrong(HuggingFace):
     """An exporter whose artefact does not compute what the model does."""
 
-    def export(self, model: Any, example_inputs: Any, calibration: Any, out: Path) -> Artefact:
-        artefact = super().export(model, example_inputs, calibration, out)
-        right = artefact.predict
-        return Artefact(out, lambda tokens: right(tokens) + 1, artefact.tolerance)
+    def export(self, model: Any, example_inputs: Any, calibration: Any, out: Path) -> list[Artefact]:
+        (artefact,) = super().export(model, example_inputs, calibration, out)
+        return [replace(artefact, predict=lambda tokens: artefact.predict(tokens) + 1)]
 
 
 def test_an_artefact_that_differs_fails_and_nothing_is_left(finished_run: RunFolder, tmp_path: Path) -> None:
     folder = RunFolder.create("x", str(tmp_path / "run"))
-    with pytest.raises(UserError, match="outputs differ from the model's by 1"):
-        export_and_judge("wrong", Wrong(), trained_of(finished_run), folder)
+    with pytest.raises(UserError, match="outputs of fp32 differ from the model's by 1"):
+        ship(trained_of(finished_run), {"wrong": Wrong()}, folder, [])
     assert list((folder.path / "export").iterdir()) == []
+
+
+def test_code_that_is_not_ours_is_not_run(tmp_path: Path) -> None:
+    save_llama(small_llama(True), tmp_path)
+    (tmp_path / "shared_llama.py").write_text("raise SystemExit(3)")
+    with pytest.raises(UserError, match=r"shared_llama\.py is not the code that export=\[huggingface\] writes"):
+        HuggingFace().load(tmp_path, "fp32", ("config.json", "model.safetensors"))

@@ -29,6 +29,7 @@ CHARTS = {
     "narrow log": lambda: line_chart({"a": LINE}, "step", "loss", log_x=True, log_y=True),
     "wide log": lambda: line_chart({"a": [(1, 1e-6), (1e9, 1e6)]}, "step", "loss", log_x=True, log_y=True),
     "panels": lambda: panel_chart({"lr": LINE, "tokens/s": LINE, "memory (GiB)": LINE, "norm": LINE}, "step"),
+    "boxes": lambda: line_chart({"a": [(20, 1), (300, 2)]}, "KB", "", log_x=True, boxes={"small": 80, "large": 500}),
     "bars": lambda: bar_chart({"int8": {"x": 1.0, "y": None}, "float32": {"x": 4.0, "y": 2.0}}, "energy (mJ)"),
     "bars with spread": lambda: bar_chart({"a": {"x": 1.0, "y": 2.0}}, "loss", spread={"a": {"x": 0.1}}),
     "stacked bars": lambda: bar_chart({"a": {"x": 1.0}, "b": {"x": 2.0}}, "energy (mJ)", stacked=True),

@@ -1,0 +1,208 @@
+"""What exporters of one graph share: tensors in, one tensor of logits out, one input at a time as on a device."""
+
+import copy
+import importlib
+import importlib.util
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export import ExportedProgram
+
+from edgetrain.errors import UserError, listing
+from edgetrain.export.artefact import Artefact, Predict
+from edgetrain.export.language import are_language, check_llama, is_language
+from edgetrain.hardware.exported_graph import exported, silence
+from edgetrain.models.quantized import QuantizedModel
+
+FP32, INT8 = "fp32", "int8"
+FORMS = (FP32, INT8)
+FP32_TOLERANCE = 1e-4  # of a logit
+INT8_STEPS = 2.001  # 2, and float32's rounding; XNNPACK and ONNX Runtime scale sums in float, each in its own order
+OUTPUT = "logits"
+Call = Callable[[tuple[Tensor, ...]], Tensor]  # inputs of one item -> its logits [1, ...]
+
+
+@dataclass(frozen=True)
+class Form:
+    """A form to write. module: what is exported, and what the artefact is to equal; lsb: the step of its output."""
+
+    name: str
+    module: nn.Module
+    tolerance: float = FP32_TOLERANCE
+    lsb: float | None = None
+
+
+class GraphExporter:
+    """An exporter that writes `model_<form>.<suffix>`. Subclasses say how a graph is checked, written and opened.
+
+    formats: which of fp32 and int8 to write; None writes both where the model is quantised to int8, else fp32.
+    """
+
+    opening_runs_code: ClassVar[bool] = False
+    target: ClassVar[str]
+    suffix: ClassVar[str]
+    writers: ClassVar[tuple[str, ...]]  # packages that writing needs
+    runtimes: ClassVar[tuple[str, ...]]  # packages that running needs
+
+    def __init__(self, formats: list[str] | None = None) -> None:
+        if formats is not None and (not formats or set(formats) - set(FORMS)):
+            raise UserError(f"export.{self.target}.formats={formats} must list fp32, int8 or both, or be null")
+        self.formats = formats
+
+    def lacking(self, program: ExportedProgram) -> dict[str, set[str]]:
+        """Operators that the target has not, each with the modules that use it."""
+        raise NotImplementedError
+
+    def write(self, program: ExportedProgram, path: Path) -> dict[str, Any]:
+        """Write the file, whole; returns facts."""
+        raise NotImplementedError
+
+    def open(self, path: Path) -> Call:
+        """The file in its runtime, on one thread."""
+        raise NotImplementedError
+
+    def language(self) -> Any:
+        """The module that writes and opens this target's language models."""
+        return importlib.import_module(f"edgetrain.export.language_{self.target}")
+
+    def check(self, model: nn.Module, example_inputs: tuple[Tensor, ...]) -> None:
+        """Raises UserError when a package is missing, or an operator; the model stays as it is."""
+        require(self.target, *self.writers, *self.runtimes)
+        if is_language(model):
+            check_llama(model, self.target)
+            refuse_int8_language(self.formats, self.target)
+            return
+        network = model.float_model if isinstance(model, QuantizedModel) else model
+        program = program_of(network, example_inputs, self.target)
+        with silence():
+            lacking = self.lacking(program)
+        if lacking:
+            raise self.refusal(lacking)
+
+    def refusal(self, lacking: dict[str, set[str]]) -> UserError:
+        operators = listing(f"{name} (in {listing(sorted(users), 3)})" for name, users in sorted(lacking.items()))
+        return UserError(
+            f"export.{self.target}: the target has no {operators}; replace it in the model, or leave this target out"
+        )
+
+    def export(
+        self, model: nn.Module, example_inputs: tuple[Tensor, ...], calibration: Any, out: Path
+    ) -> list[Artefact]:
+        """model_fp32 and model_int8, each run back from its file. Raises UserError for what the target cannot hold."""
+        require(self.target, *self.writers, *self.runtimes)
+        if is_language(model):
+            refuse_int8_language(self.formats, self.target)
+            return self.language().export_llama(model, out)
+        artefacts = []
+        for form in forms_of(model, self.formats, self.target):
+            file = f"model_{form.name}.{self.suffix}"
+            begun = time.perf_counter()
+            program = program_of(form.module, example_inputs, self.target)
+            facts = self.write(program, out / file)
+            facts |= {"conversion_seconds": round(time.perf_counter() - begun, 2), "threads": 1, "batch": 1}
+            facts |= {"runtime": {name: metadata.version(name) for name in self.runtimes}}
+            call = item_by_item(self.open(out / file))
+            files = tuple(sorted(path.name for path in out.glob(f"{file}*")))  # the largest have weights beside them
+            artefacts.append(Artefact(form.name, files, call, form.module, form.tolerance, form.lsb, facts))
+        return artefacts
+
+    def load(self, folder: Path, name: str, files: tuple[str, ...]) -> Predict:
+        """`predict` of an exported form. Raises UserError for a missing runtime and for a damaged file."""
+        require(self.target, *self.runtimes)
+        if are_language(files):
+            return self.language().load_llama(folder, files).predict
+        path = folder / files[0]
+        if not path.is_file():
+            raise UserError(f"{path} is missing; copy the whole folder again, or export again")
+        return item_by_item(self.open(path))
+
+
+def forms_of(model: nn.Module, formats: list[str] | None, target: str) -> list[Form]:
+    """What to write of a model, fp32 first. Raises UserError for int8 of a model that has no such form."""
+    if not isinstance(model, QuantizedModel):
+        if formats is not None and INT8 in formats:
+            raise UserError(
+                f"export.{target}.formats={formats}: this {type(model).__name__} is not quantised and cannot be; "
+                "ask for formats=[fp32]"
+            )
+        return [Form(FP32, model)]
+    scheme = model.scheme
+    forms = [Form(FP32, model.float_model)]
+    if scheme.name == INT8:
+        forms.append(Form(INT8, model.graph, INT8_STEPS * scheme.output_scale, scheme.output_scale))
+    elif formats is not None and INT8 in formats:
+        raise UserError(
+            f"export.{target}.formats={formats}: the {scheme.name} scheme shifts by powers of two, which no {target} "
+            "runtime does; ask for formats=[fp32], or quantise with the scheme int8"
+        )
+    return [form for form in forms if formats is None or form.name in formats]
+
+
+def refuse_int8_language(formats: list[str] | None, target: str) -> None:
+    if formats is not None and INT8 in formats:
+        raise UserError(
+            f"export.{target}.formats={formats}: language models are written in fp32; ask for formats=[fp32]"
+        )
+
+
+def program_of(module: nn.Module, inputs: tuple[Tensor, ...], target: str) -> ExportedProgram:
+    """The module's graph at the shapes of `inputs`. Raises UserError for one that torch.export does not take."""
+    if isinstance(module, fx.GraphModule):  # what quantisation made; it is past having modes
+        # Only what the graph reads: the float weights are still beside the quantised ones.
+        used = fx.GraphModule(module, copy.deepcopy(module.graph))
+        with torch.no_grad(), silence():
+            program = torch.export.export(used, inputs)
+    else:
+        program = exported(module, inputs, f"export.{target}: {type(module).__name__}")
+    for node in program.graph.nodes:
+        for key in ("stack_trace", "from_node"):  # this machine's folders and addresses, which would be shipped
+            node.meta.pop(key, None)
+    return program
+
+
+def input_names(program: ExportedProgram) -> list[str]:
+    """`input`, or `input_0`, `input_1` and so on where there are several."""
+    count = len(program.graph_signature.user_inputs)
+    return ["input"] if count == 1 else [f"input_{index}" for index in range(count)]
+
+
+def item_by_item(call: Call) -> Predict:
+    """A call for a whole batch: each item by itself, and the logits joined."""
+
+    def predict(*inputs: Tensor) -> Tensor:
+        items = zip(*(value.split(1) for value in inputs), strict=True)
+        return torch.cat([call(item) for item in items])
+
+    return predict
+
+
+def users_of(nodes: Iterable[fx.Node], lacks: Callable[[fx.Node], str | None]) -> dict[str, set[str]]:
+    """The operators that `lacks` names, each with the modules it is called in."""
+    found: dict[str, set[str]] = defaultdict(set)
+    for node in nodes:
+        if node.op == "call_function" and (name := lacks(node)):
+            path, kind = list(node.meta.get("nn_module_stack", {"": ("", "")}).values())[-1]
+            found[name].add(f"module '{path}'" if path else f"{kind.rpartition('.')[2] or 'the model'} itself")
+    return dict(found)
+
+
+def require(target: str, *packages: str) -> None:
+    """Raises UserError for packages that are not installed."""
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UserError(
+            f"export.{target} needs {listing(missing)}, not installed here; "
+            'pip install -c constraints.txt -e ".[deploy]"'
+        )
+
+
+def damaged(path: Path, error: Exception | str) -> UserError:
+    said = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return UserError(f"{path} cannot be loaded, it is damaged or of another version ({said.rstrip('.')}); export again")
