@@ -61,9 +61,9 @@ class Classification:
             rows[-1] |= change
             metrics |= {"float_accuracy": judged["float"].accuracy, "differs": change["differs"], "p": change["p"]}
             metrics |= {
-                "lost": -change["change"],
-                "lost_low": -change["change_high"],
-                "lost_high": -change["change_low"],
+                "lost": 0 - change["change"],
+                "lost_low": 0 - change["change_high"],
+                "lost_high": 0 - change["change_low"],
             }
         folder.add_table("classification", rows, "Accuracy on held-out data", CAPTION)
         by_label = grouped([data.labels[target] for target in shipped.target.tolist()], shipped, data.labels)

@@ -23,7 +23,15 @@ from torch.fx import GraphModule, Node
 
 from edgetrain.errors import UserError
 from edgetrain.methods.calibration import draw
-from edgetrain.methods.quantize_capture import PRODUCTS, batch_norms, capture, folded, in_front_end, module_path
+from edgetrain.methods.quantize_capture import (
+    PRODUCTS,
+    batch_norms,
+    capture,
+    folded,
+    graph_of,
+    in_front_end,
+    module_path,
+)
 from edgetrain.models.quantized import QuantizedModel, Scheme
 from edgetrain.ops import q7
 
@@ -150,6 +158,12 @@ class Q7Network(nn.Module):
         return Fixed(out, self.fractions[node.name])
 
 
+def check_q7(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> None:
+    """Raises UserError for a network that is not feed-forward, or that cannot be captured."""
+    plain = folded(model, batch_norms(model, capture(model, example_inputs)))
+    Q7Network(graph_of(capture(plain, example_inputs)))
+
+
 def power_of_two(
     model: nn.Module, example_inputs: tuple[Tensor, ...], data: Any, samples: int = 256, seed: int = 0
 ) -> QuantizedModel:
@@ -159,7 +173,7 @@ def power_of_two(
     """
     float_model = folded(model, batch_norms(model, capture(model, example_inputs)))
     calibration = draw(data, samples, seed)
-    network = Q7Network(capture(float_model, example_inputs).module(check_guards=False))
+    network = Q7Network(graph_of(capture(float_model, example_inputs)))
     with torch.no_grad():
         sweep(network, calibration.inputs)
     output = network.graph.graph.find_nodes(op="output")[0].args[0][0]

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from edgetrain.errors import UserError
 from edgetrain.methods.calibration import draw
+from edgetrain.methods.q7 import check_q7, power_of_two
 from edgetrain.methods.quantize_capture import LAYERS, PRODUCTS, batch_norms, capture, folded, in_front_end, owner
 from edgetrain.methods.quantize_graph import Ranges, quantized
 from edgetrain.methods.quantize_training import Rounding, learnt_ranges, plain_layers, round_layers
@@ -52,8 +53,8 @@ class Quantize:
     trains in floating point. samples, seed: of the calibration; bits: of weights, 2 to 8, in int8. The plan holds the
     layers that round.
 
-    `finish` changes the function: every output moves by rounding errors, 1 or 2 of its steps (LSB) in a network of
-    whom training or calibration saw the ranges. How much accuracy that costs is for the measure `classification`.
+    `finish` changes the function: every output moves by what rounding adds up to over the layers, in deep networks by
+    several of its steps (LSB). What accuracy that costs is for the measure `classification` to say.
     """
 
     changes_numerics = True
@@ -87,7 +88,10 @@ class Quantize:
                 f"method.quantize needs a network of numbers, such as model=keyword or timm; {type(model).__name__} "
                 "does not say its input_shape (a Llama gets 8 and 4 bits from export=[gguf])"
             )
-        program = capture(model, (torch.zeros(1, *model.input_shape),))
+        example_inputs = (torch.zeros(1, *model.input_shape),)
+        program = capture(model, example_inputs)
+        if self.scheme == "q7":
+            check_q7(model, example_inputs)
         modules = dict(model.named_modules())
         products = [node for node in program.graph.nodes if node.target in PRODUCTS and not in_front_end(node)]
         names = [name for node in products if isinstance(modules.get(name := owner(program, node.args[1])), LAYERS)]
@@ -111,7 +115,5 @@ class Quantize:
         model = model.cpu()
         inputs = context.task.example_inputs()
         if self.scheme == "q7":
-            from edgetrain.methods.q7 import power_of_two
-
             return power_of_two(model, inputs, context.data, self.samples, self.seed)
         return post_training(model, inputs, context.data, self.samples, self.seed, self.bits, ranges)

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
-from torch.fx import Node
+from torch.fx import GraphModule, Node
 
 from edgetrain.errors import UserError
 
@@ -62,6 +62,17 @@ def capture(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> ExportedPro
         ) from error
     finally:
         model.train(was_training)
+
+
+def graph_of(program: ExportedProgram) -> GraphModule:
+    """A captured graph as a module without a mode: torch's own would refuse `train` and `eval`."""
+    return without_mode(program.module(check_guards=False))
+
+
+def without_mode(graph: GraphModule) -> GraphModule:
+    for name in ("train", "eval"):
+        graph.__dict__.pop(name, None)
+    return graph
 
 
 def module_path(node: Node) -> str:

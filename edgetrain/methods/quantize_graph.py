@@ -15,7 +15,7 @@ from torch.fx import GraphModule, Node
 
 from edgetrain.errors import UserError
 from edgetrain.methods.calibration import Calibration
-from edgetrain.methods.quantize_capture import PRODUCTS, capture, in_front_end, module_path, quiet
+from edgetrain.methods.quantize_capture import PRODUCTS, capture, in_front_end, module_path, quiet, without_mode
 from edgetrain.models.quantized import QuantizedModel, Scheme
 from edgetrain.ops.fake_quantization import SMALLEST_SCALE
 
@@ -55,10 +55,8 @@ def quantized(
         for batch in calibration.batches():
             Observing(graph).run(batch)
         set_ranges(graph, ranges or {})
-        graph = convert_pt2e(graph)
+        graph = without_mode(convert_pt2e(graph))
     round_biases(graph)
-    for name in ("train", "eval"):  # torchao lets them raise; this graph has no mode
-        graph.__dict__.pop(name, None)
     graph.requires_grad_(False)
     scheme = Scheme("int8", output_scale(graph, float_model), layer_facts(graph, bits), calibration.facts)
     return QuantizedModel(float_model, graph, scheme)

@@ -184,6 +184,10 @@ def bar_chart(
     axes.set(xlabel=value_label, yticks=range(len(categories)), yticklabels=categories)
     axes.invert_yaxis()
     axes.margins(x=0.1)
+    below = [value for values in series.values() for value in values.values() if value is not None and value < 0]
+    if below and not log:
+        low, high = axes.get_xlim()
+        axes.set_xlim(left=min(low, min(below) - 0.14 * (high - low)))  # room for their numbers
     axes.grid(False, axis="y")
     axes.tick_params(axis="y", length=0)
     if len(drawn) > 1 or reference:
