@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from edgetrain.errors import UserError
 from edgetrain.export.artefact import Artefact
 from edgetrain.export.language import STEM, Session, as_llama
 from edgetrain.export.onnx import LARGEST
@@ -22,6 +23,7 @@ from edgetrain.hardware.exported_graph import silence
 from edgetrain.models.llama import Llama
 
 CONTEXT = "context"  # key of the file's metadata
+PAST, TOKENS = 3, 4  # of the example that is traced; two equal sizes would be taken for one
 
 
 class PastLlama(nn.Module):
@@ -84,15 +86,19 @@ def export_llama(model: nn.Module, out: Path) -> list[Artefact]:
 
 
 def translated(llama: Llama) -> Any:
-    """What torch.onnx makes of `PastLlama`."""
-    cache = llama.new_cache(2, 3)
+    """What torch.onnx makes of `PastLlama`. Raises UserError for a context that the example does not fit into."""
+    if llama.context < PAST + TOKENS:
+        raise UserError(
+            f"export.onnx: a context of {llama.context} tokens is below {PAST + TOKENS}; train with a longer"
+        )
+    cache = llama.new_cache(2, PAST)
     past = [held for pair in zip(cache.keys, cache.values, strict=True) for held in pair]
     slots = [f"{slot}.{kind}" for slot in range(len(cache.keys)) for kind in ("key", "value")]
     batch, n, start = (torch.export.Dim(name) for name in ("batch", "tokens", "past"))
     with torch.no_grad(), silence():
         return torch.onnx.export(
             PastLlama(llama),
-            (torch.zeros(2, 5, dtype=torch.int64), past),
+            (torch.zeros(2, TOKENS, dtype=torch.int64), past),
             dynamo=True,
             verbose=False,
             input_names=["input_ids", *(f"past_key_values.{slot}" for slot in slots)],

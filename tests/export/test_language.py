@@ -14,6 +14,7 @@ from edgetrain.build import build
 from edgetrain.compose import compose
 from edgetrain.decoding.autoregressive import generate
 from edgetrain.errors import UserError
+from edgetrain.export import language_onnx
 from edgetrain.export.artefact import Artefact
 from edgetrain.export.executorch import ExecuTorch
 from edgetrain.export.gguf import GGUF
@@ -248,3 +249,16 @@ def test_the_model_of_every_recipe_can_leave(tmp_path: Path) -> None:
             out.mkdir()
             (artefact,) = exporter.export(model, (prompt[None],), None, out)
             assert artefact.generate(prompt, 8).tolist()[6:] == list(generate(artefact.reference, prompt, 8))
+
+
+@pytest.mark.parametrize("context", [6, 7])
+def test_a_context_that_is_too_short_to_trace_is_a_sentence(context: int, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    llama = Llama(20, dim=8, layers=1, heads=2, kv_heads=1, hidden_dim=16, context=context).eval()
+    if context == 6:
+        with pytest.raises(UserError, match="a context of 6 tokens is below 7"):
+            language_onnx.export_llama(llama, tmp_path)
+    else:
+        (artefact,) = language_onnx.export_llama(llama, tmp_path)
+        tokens = torch.arange(7)[None]
+        torch.testing.assert_close(artefact.predict(tokens), llama(tokens), rtol=0, atol=1e-5)
