@@ -438,6 +438,14 @@ def test_folds_count_instead_of_seeds_where_they_share_what_is_held_out(tmp_path
     rows = {row["variant"]: row for row in folder.read_table("variants") if row["metric"] == "loss"}
     assert (float(rows["both"]["mean"]), int(rows["both"]["folds"])) == (2.0, 2)
     assert float(rows["both"]["standard deviation"]) == pytest.approx(math.sqrt(2))
+    by_fold = folder.read_table("folds_loss")
+    assert by_fold == [
+        {"held out": "fold 0", "none": "0.0", "both": "1.0"},
+        {"held out": "fold 1", "none": "0.0", "both": "3.0"},
+    ]
+    folder.child("both", 1).update_metrics({"held_out": "theo"})
+    result.summarise(config, folder)
+    assert {row["held out"] for row in folder.read_table("folds_loss")} == {"fold 0", "fold 1", "theo"}
     (row,) = judge(config, folder)
     assert row["verdict"] == "undecided"  # 2 +- 12.706: two folds decide nothing, six independent seeds would have
     assert "2 folds, 95% interval -10.71 to 14.71" in row["note"]

@@ -57,6 +57,11 @@ class AudioFolderData(AudioData):
         clips = {split: self._clips(split, names[split]) for split in self.rows}
         return disjoint(parted(clips) if self.held_out is None else self._held_out(clips))
 
+    def facts(self) -> dict[str, Any]:
+        """AudioData's, and whose recordings the test split is."""
+        held_out = {} if self.held_out is None else {"held_out": self.splits["test"].clips[0].speaker}
+        return super().facts() | held_out
+
     def noises(self) -> list[np.ndarray]:
         if self.noise is None:
             return []

@@ -60,11 +60,40 @@ def summarise(config: Config, folder: RunFolder) -> None:
         listed.append(place | {name: value for name, value in metrics.items() if name in names})
     over = f"the {folds} folds, each averaged over its seeds" if folds else "the seeds"
     folder.add_table("variants", rows, "Variants", f"Mean and standard deviation (n - 1) over {over}.")
+    if folds:
+        add_folds(config, folder, folds)
     for wanted in config.study.get("figures", []):
         add_figure(wanted, arms, folder)
     folder.add_table("runs", listed, "Runs", "Each is a run folder of its own, with its own report.")
     counts = {"runs": len(listed), "runs_finished": sum(row["finished"] for row in listed)}
     folder.write_json("metrics.json", means | intervals | counts | common_facts(arms))
+
+
+def add_folds(config: Config, folder: RunFolder, folds: int) -> None:
+    """A table and a figure for each metric of a claim: every variant on every fold, averaged over the fold's seeds."""
+    for metric in dict.fromkeys(claim["metric"] for claim in config.claims):
+        found: dict[str, dict[str, list[float]]] = {}
+        for arm, seed, run in every_run(config, folder):
+            metrics = run.read_json("metrics.json", {}) if run.finished else {}
+            if metric in metrics:
+                fold = str(metrics.get("held_out", f"fold {seed % folds}"))
+                found.setdefault(arm, {}).setdefault(fold, []).append(metrics[metric])
+        if not found:
+            continue
+        means = {arm: {fold: spread(values).mean for fold, values in places.items()} for arm, places in found.items()}
+        rows = [
+            {"held out": fold} | {arm: means[arm].get(fold) for arm in means}
+            for fold in dict.fromkeys(fold for places in means.values() for fold in places)
+        ]
+        name, title = "folds_" + re.sub(r"\W+", "_", metric), f"{metric} by what was held out"
+        caption = "Mean over the seeds of each fold."
+        folder.add_table(name, rows, title, caption)
+        deviations = {
+            arm: {fold: spread(values).deviation or 0.0 for fold, values in places.items()}
+            for arm, places in found.items()
+        }
+        chart = bar_chart(means, metric, spread=deviations, value_format=".3g")
+        folder.add_figure(name, chart, title, f"{caption} The error bars are one standard deviation to each side.")
 
 
 def every_run(config: Config, folder: RunFolder) -> Iterable[tuple[str, int, RunFolder]]:

@@ -132,6 +132,7 @@ def test_a_recording_that_an_earlier_split_holds_is_dropped_and_counted(tmp_path
 
 def test_a_held_out_speaker_is_the_whole_test_split_and_in_no_other(tones: Path):
     data = built(tones, held_out="bob")
+    assert data.facts()["held_out"] == "bob"
     speakers = {split: Counter(data.groups(split)["speaker"]) for split in data.splits}
     assert speakers["test"] == {"bob": 72}  # of both splits
     assert set(speakers["train"]) == set(speakers["validation"]) == {"ann", "cyd"}
