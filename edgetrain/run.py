@@ -94,7 +94,7 @@ def export(trained: Trained, folder: RunFolder) -> None:
     """Every export that the recipe lists, each judged on the artefact itself."""
     if trained.config.export:
         exporters = {name: build(node) for name, node in trained.config.export.items()}
-        folder.update_metrics(ship(trained, exporters, folder, licences(trained.config)))
+        ship(trained, exporters, folder, licences(trained.config))
 
 
 def report(config: Config, folder: RunFolder) -> None:

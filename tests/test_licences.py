@@ -57,3 +57,28 @@ def test_weights_from_elsewhere_have_a_licence_that_nobody_said(workplace: Path)
 )
 def test_non_commercial_licences_are_known_by_their_words(licence: str, warned: bool) -> None:
     assert bool(warnings_of([{"what": "data", "name": "x", "licence": licence}])) == warned
+
+
+def test_an_options_licence_is_that_of_its_own_data_alone(workplace: Path) -> None:
+    """FSDD's does not become that of recordings of one's own, whose folder is not named either."""
+    own = compose(["recipe=kws_fsdd", "data.path=/home/me/recordings"])
+    row = licences(own)[0]
+    assert (row["name"], row["source"], row["licence"]) == ("recordings", None, None)
+    (row, *_) = licences(compose(["recipe=kws_fsdd"]))
+    assert (row["name"], row["licence"]) == ("fsdd", "CC BY-SA 4.0")
+    mine = ["data.path=/home/me/recordings", "data.origin.source=me", "data.origin.licence=CC0"]
+    assert licences(compose(["recipe=kws_fsdd", *mine]))[0]["licence"] == "CC0"
+
+
+@pytest.mark.parametrize(
+    ("chosen", "rows"),
+    [
+        (["model=keyword"], 1),
+        (["model=timm", "model.name=resnet18"], 1),
+        (["model=timm", "model.name=resnet18", "model.pretrained=true"], 2),
+        (["model=keyword_pretrained"], 2),
+        (["model=keyword_int8"], 2),
+    ],
+)
+def test_a_model_with_trained_weights_brings_their_licence(workplace: Path, chosen: list[str], rows: int) -> None:
+    assert len(licences(compose(["recipe=kws_fsdd", "method=[]", *chosen]))) == rows

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from edgetrain.build import build
 from edgetrain.config import Config
@@ -15,13 +15,14 @@ from edgetrain.folder import Row
 def judge_again(folder: Path, manifest: Row, config: Config, form: str | None = None) -> dict[str, float]:
     """Metrics `<form>/...` of each form, or of one, in its own runtime on the test split that `config` names.
 
-    folder, manifest: as `manifest.read_manifest` found them whole. Raises UserError for a form that is not there, and
-    when the runtime is not installed.
+    folder, manifest: as `manifest.read_manifest` found them whole. Raises UserError for a form that is not there, when
+    the runtime is not installed, and for data with other labels, other preprocessing or inputs of another shape.
     """
-    forms = manifest["forms"]
+    forms, target = manifest["forms"], manifest["target"]
     if form is not None and form not in forms:
         raise UserError(f"form={form} is not in {folder}; it holds {listing(forms)}")
-    target = manifest["target"]
+    if target not in config.export:
+        raise UserError(f"{folder} is for {target}; leave out export= to judge it")
     exporter = build(config.export[target])
     if exporter.opening_runs_code and target not in config.trust:
         raise UserError(
@@ -31,9 +32,32 @@ def judge_again(folder: Path, manifest: Row, config: Config, form: str | None = 
     data.prepare_data()
     node = {key: value for key, value in config.task.items() if key != "exit_layers"}  # of the model's; here is none
     task: Any = build(node, model=nn.Identity(), methods=[], optimizer=None)
+    check_data(data, task.inputs(next(iter(held_out(task, data)))), manifest)
     metrics = {}
     for name in [form] if form else forms:
         predict = exporter.load(folder, name, tuple(forms[name]["files"]))
         found = task.evaluate(predict, held_out(task, data))
         metrics |= {f"{name}/{key}": value for key, value in found.items()}
     return metrics
+
+
+def check_data(data: Any, inputs: tuple[Tensor, ...], manifest: Row) -> None:
+    """Raises UserError for data that the artefact was not made for. inputs: of a batch."""
+    labels = list(getattr(data, "labels", []))
+    if labels != manifest["labels"]:
+        raise UserError(
+            f"the artefact answers {listing(manifest['labels'])}, in this order, and the data has {listing(labels)}; "
+            "give data with the same labels, in the same order"
+        )
+    mine, theirs = manifest["preprocessing"], data.preprocessing() if hasattr(data, "preprocessing") else {}
+    for key in {**mine, **theirs}:
+        if mine.get(key) != theirs.get(key):
+            raise UserError(
+                f"the artefact's inputs were prepared with {key}={mine.get(key)}, and the data's are with "
+                f"{key}={theirs.get(key)}; judge it with data that is prepared alike"
+            )
+    if manifest["labels"]:  # of text the length is free
+        shapes = [list(value.shape[1:]) for value in inputs]
+        made_for = [each["shape"][1:] for each in manifest["inputs"]]
+        if shapes != made_for:
+            raise UserError(f"the artefact takes inputs of {made_for}, and the data gives {shapes}; prepare it alike")

@@ -43,15 +43,15 @@ def judge(artefact: Artefact, task: Any, batches: Iterable[Any]) -> Judged:
     """Both run on the same batches, each once."""
     ours: list[Predictions] = []
     theirs: list[Predictions] = []
-    parity = 0.0
+    differences = [torch.tensor(0.0)]
     with torch.inference_mode():
         for batch in batches:
             inputs = task.inputs(batch)
             expected, found = logits(artefact.reference(*inputs)), logits(artefact.predict(*inputs))
             theirs.append(task.judged(lambda *_, out=expected: out, batch))
             ours.append(task.judged(lambda *_, out=found: out, batch))
-            difference = (expected.float() - found.float()).abs().max().item()
-            parity = difference if not difference <= parity else parity  # NaN stays
+            differences.append((expected.float() - found.float()).abs().max())
+    parity = torch.stack(differences).max().item()  # NaN, where there is any
     return Judged(Predictions.joined(ours), Predictions.joined(theirs), parity)
 
 
@@ -85,16 +85,22 @@ def check_generation(target: str, artefact: Artefact, batch: Any, task: Any) -> 
         )
 
 
-def write_predictions(folder: RunFolder, name: str, predictions: Predictions, groups: dict[str, list[str]]) -> None:
+def write_predictions(folder: RunFolder, name: str, predictions: Predictions, data: Any) -> None:
     """tables/predictions_<name>.csv: a row an item, with what the data says of it, such as its speaker."""
     columns = {
         "target": predictions.target.tolist(),
         "predicted": predictions.predicted.tolist(),
         "loss": predictions.loss.tolist(),
-        **groups,
+        **groups_of(data, len(predictions)),
     }
     rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
     folder.write_table(f"predictions_{name}", [{"item": index} | row for index, row in enumerate(rows)])
+
+
+def groups_of(data: Any, items: int) -> dict[str, list[str]]:
+    """What the data says of each test item, such as its speaker; empty where it says nothing."""
+    groups = data.groups("test") if hasattr(data, "groups") else {}
+    return {name: values[:items] for name, values in groups.items()}
 
 
 def read_predictions(folder: RunFolder, name: str) -> tuple[Predictions, list[Row]]:

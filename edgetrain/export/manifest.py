@@ -42,7 +42,7 @@ def describe_form(artefact: Artefact, judged: Judged, metrics: dict[str, float],
     }
 
 
-def describe(trained: Trained, folder: RunFolder, licences: list[Row]) -> Row:
+def describe(trained: Trained, folder: RunFolder, licences: list[Row], warnings: list[str]) -> Row:
     """What holds for every form: origin, interface, preprocessing, size of the model."""
     config = trained.config.to_dict()
     network = float_network(trained.model)
@@ -60,6 +60,7 @@ def describe(trained: Trained, folder: RunFolder, licences: list[Row]) -> Row:
         "config_sha256": hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest(),
         "checkpoint_sha256": checkpoint_sha256(folder),
         "licences": licences,
+        "warnings": warnings,
         "task": type(trained.task).__name__.lower(),
         "inputs": [{"shape": list(value.shape), "type": str(value.dtype).removeprefix("torch.")} for value in inputs],
         "output": {"shape": list(output.shape), "type": str(output.dtype).removeprefix("torch.")},
@@ -114,13 +115,10 @@ def read_manifest(folder: Path) -> Row:
         raise UserError(f"artefact={folder} is not an exported folder: there is no {NAME} in it")
     try:
         manifest = json.loads(path.read_text())
-        files, config = manifest["files"], manifest["config"]
-        known = manifest["schema"] == SCHEMA and isinstance(config, dict) and isinstance(manifest["forms"], dict)
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged ({error}); export again with: export run=RUN") from error
-    if not known:
-        raise UserError(f"{path} has schema {manifest['schema']}, this version reads {SCHEMA}; export again")
-    for name, facts in files.items():
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}); export again") from error
+    check_schema(manifest, path)
+    for name, facts in manifest["files"].items():
         file = folder / name
         if not file.resolve().is_relative_to(folder.resolve()):
             raise UserError(f"{path} names {name}, which is outside of the folder; do not use it")
@@ -128,7 +126,38 @@ def read_manifest(folder: Path) -> Row:
             raise UserError(f"{file} is missing, though {NAME} lists it; copy the whole folder again")
         if sha256(file) != facts["sha256"]:
             raise UserError(f"{file} is not the file that was judged: its sha256 differs from the one in {NAME}")
+    unlisted = sorted(file_facts(folder).keys() - manifest["files"].keys())
+    if unlisted:
+        raise UserError(f"{folder / unlisted[0]} is not listed in {NAME}: it was not judged; take it out")
     return manifest
+
+
+def check_schema(manifest: Any, path: Path) -> None:
+    """Raises UserError unless everything that `eval artefact=` reads is there and of its type."""
+    if not isinstance(manifest, dict) or "schema" not in manifest:
+        raise UserError(f"{path} is damaged (it holds no schema); export again")
+    if manifest["schema"] != SCHEMA:
+        raise UserError(f"{path} has schema {manifest['schema']}, this version reads {SCHEMA}; export again")
+    kinds = {"target": str, "files": dict, "forms": dict, "config": dict, "labels": list, "inputs": list}
+    wrong = [key for key, kind in (kinds | {"preprocessing": dict}).items() if not isinstance(manifest.get(key), kind)]
+    if not wrong:
+        files = [facts.get("sha256") if isinstance(facts, dict) else None for facts in manifest["files"].values()]
+        wrong += [] if all(isinstance(value, str) for value in files) else ["files"]
+        forms = manifest["forms"].items()
+        wrong += [f"forms.{name}" for name, form in forms if not whole_form(form, manifest["files"])]
+        node = (manifest["config"].get("export") or {}).get(manifest["target"])
+        wrong += [] if isinstance(node, dict) else ["config.export"]
+    if wrong:
+        raise UserError(f"{path} is damaged ({', '.join(wrong)} is not what it was); export again")
+
+
+def whole_form(form: Any, listed: Row) -> bool:
+    """Whether a form names files that the manifest lists, and its metrics are numbers."""
+    if not isinstance(form, dict) or not isinstance(form.get("files"), list) or not form["files"]:
+        return False
+    metrics = form.get("metrics")
+    numbers = isinstance(metrics, dict) and all(isinstance(value, int | float) for value in metrics.values())
+    return numbers and all(isinstance(name, str) and name in listed for name in form["files"])
 
 
 def sha256(path: Path) -> str:

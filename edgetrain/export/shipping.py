@@ -3,6 +3,7 @@
 The folder export/<target>/ appears whole, with its manifest and model card, or not at all.
 """
 
+import errno
 import json
 import shutil
 import tempfile
@@ -20,51 +21,81 @@ from edgetrain.export.artefact import Artefact, Exporter
 from edgetrain.export.judging import (
     check_generation,
     check_parity,
+    groups_of,
     held_out,
     judge,
-    read_predictions,
     write_predictions,
 )
 from edgetrain.export.latency import latencies
 from edgetrain.export.manifest import CARD, NAME, describe, describe_form, file_facts
 from edgetrain.export.model_card import model_card, warnings_of
-from edgetrain.export.table import groups_of, write_artefact_table, write_baselines
+from edgetrain.export.table import FLOAT, QUANTIZED, baseline_predictions, identity, write_artefact_table
 from edgetrain.folder import Row, RunFolder, write_atomic
 from edgetrain.methods.quantize import can_quantize, post_training
 from edgetrain.models.quantized import QuantizedModel, float_network
+from edgetrain.tasks.predictions import Predictions
+
+UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.EIO}
 
 console = Console(stderr=True, highlight=False)
 
 
-def ship(trained: Trained, exporters: dict[str, Exporter], folder: RunFolder, licences: list[Row]) -> dict[str, Any]:
-    """export/<target>/ of every exporter, by its name; returns the metrics `export/<target>/<form>/...`.
+def ship(trained: Trained, exporters: dict[str, Exporter], folder: RunFolder, licences: list[Row]) -> None:
+    """export/<target>/ of every exporter, by its name, and in the run folder its predictions, metrics and the table.
 
-    Raises UserError when an artefact's output differs from the model's by more than its exporter's tolerance; what that
-    target had exported is then removed.
+    Raises UserError when an artefact's output differs from the model's by more than its exporter's tolerance; of that
+    target nothing is changed then, in export/ or elsewhere.
     """
     inputs = trained.task.example_inputs()
     trained = quantized_once(trained, exporters, inputs)
-    about = describe(trained, folder, licences)
-    write_baselines(trained, folder)
-    metrics: dict[str, Any] = {}
+    warnings = [*warnings_of(licences), *other_data(trained, folder)]
+    baselines = baseline_predictions(trained)
+    about = describe(trained, folder, licences, warnings) | {"judged_sha256": identity(baselines, trained.data)}
     for target, exporter in exporters.items():
         console.print(f"export {target}")
         with appearing(folder.path / "export" / target) as out:
             artefacts = exporter.export(trained.model, inputs, trained.data, out)
-            forms = {each.name: judged_form(target, each, trained, folder, out) for each in artefacts}
-            manifest = {"target": target, "warnings": warnings_of(licences), **about, "forms": forms}
-            predictions = {name: read_predictions(folder, f"{target}_{name}")[0] for name in forms}
-            groups = groups_of(trained.data, next(iter(forms.values()))["judged_items"])
+            forms, predictions = {}, {}
+            for artefact in artefacts:
+                forms[artefact.name], predictions[artefact.name] = judged_form(target, artefact, trained, out)
+            manifest = {"target": target, **about, "forms": forms}
+            groups = groups_of(trained.data, len(baselines[FLOAT]))
             write_atomic(out / CARD, model_card(manifest, predictions, groups))
             write_atomic(out / NAME, json.dumps(manifest | {"files": file_facts(out)}, indent=2) + "\n")
-        for name, form in forms.items():
-            names = ("size_bytes", "parity", "argmax_agreement", "latency_ms")
-            kept = {key: form[key] for key in names if key in form}
-            metrics |= {f"export/{target}/{name}/{key}": value for key, value in (kept | form["metrics"]).items()}
-    metrics |= write_artefact_table(trained, folder)
-    for warning in warnings_of(licences):
+        record(target, forms, predictions, baselines, trained, folder)
+    for warning in warnings:
         console.print(f"warning: {warning}")
-    return metrics
+
+
+def record(
+    target: str,
+    forms: dict[str, Row],
+    predictions: dict[str, Predictions],
+    baselines: dict[str, Predictions],
+    trained: Trained,
+    folder: RunFolder,
+) -> None:
+    """What the run folder says of a target, in place of what it said of an earlier export to it."""
+    for path in (folder.path / "tables").glob(f"predictions_{target}_*.csv"):
+        path.unlink()
+    for name, each in (baselines | {f"{target}_{form}": each for form, each in predictions.items()}).items():
+        write_predictions(folder, name, each, trained.data)
+    stale = tuple(f"export/{name}/" for name in (target, FLOAT, QUANTIZED))
+    metrics = {key: value for key, value in folder.read_json("metrics.json", {}).items() if not key.startswith(stale)}
+    for name, form in forms.items():
+        names = ("size_bytes", "parity", "argmax_agreement", "latency_ms")
+        kept = {key: form[key] for key in names if key in form} | form["metrics"]
+        metrics |= {f"export/{target}/{name}/{key}": value for key, value in kept.items()}
+    folder.write_json("metrics.json", metrics | write_artefact_table(trained, baselines, folder))
+
+
+def other_data(trained: Trained, folder: RunFolder) -> list[str]:
+    """A warning where the data is not the run's own: what is held out now may have been trained on then."""
+    before = folder.read_json("metrics.json", {}).get("corpus_sha256")
+    now = trained.data.facts().get("corpus_sha256") if hasattr(trained.data, "facts") else None
+    if before is None or before == now:
+        return []
+    return ["it was judged on other data than the run's own, and the run may have learned from parts of it"]
 
 
 def quantized_once(trained: Trained, exporters: dict[str, Exporter], inputs: tuple[Any, ...]) -> Trained:
@@ -79,8 +110,8 @@ def quantized_once(trained: Trained, exporters: dict[str, Exporter], inputs: tup
     return Trained(model, trained.task, trained.data, trained.config, trained.plans)
 
 
-def judged_form(target: str, artefact: Artefact, trained: Trained, folder: RunFolder, out: Path) -> Row:
-    """What the manifest says of an artefact that was run on held-out data; its predictions are kept in the run folder.
+def judged_form(target: str, artefact: Artefact, trained: Trained, out: Path) -> tuple[Row, Predictions]:
+    """What the manifest says of an artefact that was run on held-out data, and what it said of each item.
 
     Raises UserError when it is not what it is to equal.
     """
@@ -88,10 +119,7 @@ def judged_form(target: str, artefact: Artefact, trained: Trained, folder: RunFo
     judged = judge(artefact, task, held_out(task, trained.data))
     check_parity(target, artefact, judged)
     check_generation(target, artefact, next(iter(held_out(task, trained.data))), task)
-    name = f"{target}_{artefact.name}"
-    write_predictions(folder, name, judged.predictions, groups_of(trained.data, len(judged.predictions)))
-    counted, _ = read_predictions(folder, name)
-    metrics = task.score(counted.mean_loss, counted.accuracy)
+    metrics = task.score(judged.predictions.mean_loss, judged.predictions.accuracy)
     form = describe_form(artefact, judged, metrics, out)
     inputs, network = task.example_inputs(), float_network(trained.model)
     if artefact.timed:
@@ -102,7 +130,7 @@ def judged_form(target: str, artefact: Artefact, trained: Trained, folder: RunFo
         f"  {artefact.name}: differs from the model by {judged.parity:.2g}{step}, same answer for "
         f"{judged.agreement:.2%} of {len(judged.predictions):,}"
     )
-    return form
+    return form, judged.predictions
 
 
 @contextmanager
@@ -123,6 +151,8 @@ def appearing(target: Path) -> Iterator[Path]:
                 shutil.rmtree(target)
             out.rename(target)
     except OSError as error:
+        if error.errno not in UNWRITABLE:  # something else in the block, such as a recording that is gone
+            raise
         raise UserError(
             f"export {target.name}: cannot write {target}: {error.strerror or error}; free some space or choose "
             "another folder with out=DIR"

@@ -1,10 +1,12 @@
 """One table of all that a run exported, counted from the predictions that it kept, beside chance and the model."""
 
+import hashlib
 import json
 from typing import Any
 
 from edgetrain.build import Trained
-from edgetrain.export.judging import held_out, read_predictions, write_predictions
+from edgetrain.errors import listing
+from edgetrain.export.judging import held_out, read_predictions
 from edgetrain.export.manifest import NAME
 from edgetrain.folder import Row, RunFolder
 from edgetrain.models.quantized import QuantizedModel, float_network
@@ -13,33 +15,44 @@ from edgetrain.tasks.predictions import Predictions
 
 FLOAT, QUANTIZED = "float", "quantized"  # names of the predictions of the model itself
 CAPTION = (
-    "Every row is counted from tables/predictions_<row>.csv. An artefact ran in its own runtime on the same held-out "
-    "items; `differs` counts the items of which it says something else than the float model, `change` is its accuracy "
+    "Every row is counted from tables/predictions_ROW.csv. An artefact ran in its own runtime on the same held-out "
+    "items; differs counts the items of which it says something else than the float model, change is its accuracy "
     "minus that of the float model, with the exact 95% interval of the paired comparison (McNemar). Milliseconds are "
     "the median of calls with one input on one thread of the machine that exported, not of a device."
 )
 
 
-def write_baselines(trained: Trained, folder: RunFolder) -> None:
-    """Predictions of the float model, and of its quantised form, on what artefacts are judged on."""
+def baseline_predictions(trained: Trained) -> dict[str, Predictions]:
+    """Of the float model, and of its quantised form, on what artefacts are judged on."""
     models: dict[str, Any] = {FLOAT: float_network(trained.model)}
     if isinstance(trained.model, QuantizedModel):
         models[QUANTIZED] = trained.model
-    for name, model in models.items():
-        predictions = trained.task.predictions(model, held_out(trained.task, trained.data))
-        write_predictions(folder, name, predictions, groups_of(trained.data, len(predictions)))
+    return {
+        name: trained.task.predictions(model, held_out(trained.task, trained.data)) for name, model in models.items()
+    }
 
 
-def write_artefact_table(trained: Trained, folder: RunFolder) -> Row:
-    """tables/artefacts.csv of everything under export/; returns the metrics `export/<row>/...` of the model's rows."""
+def identity(baselines: dict[str, Predictions], data: Any) -> str:
+    """A hash of the data and the models that artefacts are compared with; others do not stand in one table."""
+    parts = [str(data.facts().get("corpus_sha256")) if hasattr(data, "facts") else ""]
+    parts += [str((name, each.target.tolist(), each.predicted.tolist())) for name, each in baselines.items()]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def write_artefact_table(trained: Trained, baselines: dict[str, Predictions], folder: RunFolder) -> Row:
+    """tables/artefacts.csv of what is under export/; returns the metrics `export/<row>/...` of the model's rows.
+
+    What was exported earlier from another model, or judged on other data, is left out and named in the caption.
+    """
     manifests = [json.loads(path.read_text()) for path in sorted((folder.path / "export").glob(f"*/{NAME}"))]
+    same = identity(baselines, trained.data)
+    others = [each["target"] for each in manifests if each.get("judged_sha256") != same]
+    manifests = [each for each in manifests if each.get("judged_sha256") == same]
     forms = {f"{each['target']}_{name}": form for each in manifests for name, form in each["forms"].items()}
     reference, _ = read_predictions(folder, FLOAT)
     rows = trivial_rows(trained, len(reference))
     metrics: Row = {}
-    for name in (FLOAT, QUANTIZED, *forms):
-        if name not in forms and not (folder.path / "tables" / f"predictions_{name}.csv").is_file():
-            continue
+    for name in (*baselines, *forms):
         predictions, _ = read_predictions(folder, name)
         row = {"row": name, **scores(predictions), **against(predictions, reference, name)}
         if name in forms:
@@ -48,9 +61,12 @@ def write_artefact_table(trained: Trained, folder: RunFolder) -> Row:
             timed = (form["eager_latency_ms"] for form in forms.values() if "eager_latency_ms" in form)
             row |= {"bytes": manifests[0]["float_bytes"], "milliseconds": next(timed, None)}
         rows.append(row)
-        if name in (FLOAT, QUANTIZED):
+        if name in baselines:
             metrics |= {f"export/{name}/{key}": value for key, value in scores(predictions).items()}
-    folder.add_table("artefacts", rows, "What was exported, judged on the artefact", CAPTION)
+    left_out = f" Left out, as exported earlier from another model or judged on other data: {listing(others)}."
+    folder.add_table(
+        "artefacts", rows, "What was exported, judged on the artefact", CAPTION + (left_out if others else "")
+    )
     return metrics
 
 
@@ -79,9 +95,3 @@ def trivial_rows(trained: Trained, items: int) -> list[Row]:
     """What guessing gives, and always saying the most frequent label of training; for data that knows them."""
     facts = trained.data.facts() if hasattr(trained.data, "facts") else {}
     return [{"row": name, "items": items, "accuracy": facts[name]} for name in ("chance", "majority") if name in facts]
-
-
-def groups_of(data: Any, items: int) -> dict[str, list[str]]:
-    """What the data says of each test item, such as its speaker; empty where it says nothing."""
-    groups = data.groups("test") if hasattr(data, "groups") else {}
-    return {name: values[:items] for name, values in groups.items()}

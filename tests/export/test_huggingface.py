@@ -80,7 +80,8 @@ def trained_of(run: RunFolder) -> Any:
 
 def test_an_export_is_judged_on_the_artefact(finished_run: RunFolder, tmp_path: Path) -> None:
     folder = RunFolder.create("x", str(tmp_path / "run"))
-    metrics = ship(trained_of(finished_run), {"huggingface": HuggingFace()}, folder, [])
+    ship(trained_of(finished_run), {"huggingface": HuggingFace()}, folder, [])
+    metrics = folder.read_json("metrics.json")
     out = folder.path / "export" / "huggingface"
     manifest = json.loads((out / "manifest.json").read_text())
     form = manifest["forms"]["fp32"]
@@ -112,8 +113,16 @@ def test_an_artefact_that_differs_fails_and_nothing_is_left(finished_run: RunFol
     assert list((folder.path / "export").iterdir()) == []
 
 
-def test_code_that_is_not_ours_is_not_run(tmp_path: Path) -> None:
+def test_no_code_in_a_folder_is_ever_run(tmp_path: Path) -> None:
+    """Neither a changed file beside the weights nor one that config.json names in a folder below."""
     save_llama(small_llama(True), tmp_path)
-    (tmp_path / "shared_llama.py").write_text("raise SystemExit(3)")
-    with pytest.raises(UserError, match=r"shared_llama\.py is not the code that export=\[huggingface\] writes"):
-        HuggingFace().load(tmp_path, "fp32", ("config.json", "model.safetensors"))
+    config = json.loads((tmp_path / "config.json").read_text())
+    names = {"AutoConfig": "sub/evil.Config", "AutoModelForCausalLM": "shared_llama.SharedLlamaForCausalLM"}
+    (tmp_path / "config.json").write_text(json.dumps(config | {"auto_map": names}))
+    (tmp_path / "sub").mkdir()
+    for path in (tmp_path / "sub" / "evil.py", tmp_path / "evil.py"):
+        path.write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    batch = torch.randint(60, (2, 20), generator=torch.Generator().manual_seed(1))
+    predict = HuggingFace().load(tmp_path, "fp32", ("config.json", "model.safetensors"))
+    torch.testing.assert_close(predict(batch), small_llama(True)(batch), rtol=0, atol=1e-5)
+    assert not (tmp_path / "ran").exists()

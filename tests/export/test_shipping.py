@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from toy_classifier import Data, run_folder, trained_net
 
 from edgetrain.errors import UserError
-from edgetrain.export.again import judge_again
+from edgetrain.export.again import check_data, judge_again
 from edgetrain.export.artefact import Artefact
 from edgetrain.export.judging import judge
 from edgetrain.export.manifest import read_manifest
@@ -45,7 +45,8 @@ def test_the_table_is_counted_from_the_predictions_that_were_kept(tmp_path: Path
     """An artefact that never says `low`: its row by hand from the labels, and its disagreements with the model."""
     trained, folder = trained_net(), run_folder(tmp_path)
     never_low = Saved(lambda logits: logits - 100 * torch.eye(3)[0], tolerance=101)
-    metrics = ship(trained, {"toy": never_low}, folder, [])
+    ship(trained, {"toy": never_low}, folder, [])
+    metrics = folder.read_json("metrics.json")
     x, y = trained.data.splits["test"].tensors
     said = trained.model(x)[:, 1:].argmax(1) + 1
     right, plain = (said == y).float().mean().item(), (trained.model(x).argmax(1) == y).float().mean().item()
@@ -111,6 +112,71 @@ def test_an_export_replaces_the_one_before(tmp_path: Path) -> None:
     assert [path.name for path in (folder.path / "export").iterdir()] == ["toy"]
 
 
+def test_nan_in_one_batch_of_several_fails_the_gate(tmp_path: Path) -> None:
+    """25, 25 and 10 items: only the first batch has it."""
+    first = [True]
+
+    def once(logits: Tensor) -> Tensor:
+        return logits * float("nan") if first and first.pop() else logits
+
+    with pytest.raises(UserError, match="differ from the model's by nan"):
+        ship(trained_net(), {"toy": Saved(once)}, run_folder(tmp_path), [])
+
+
+def test_a_form_that_is_no_longer_exported_leaves_nothing_behind(tmp_path: Path) -> None:
+    class Two(Saved):
+        def export(self, model: nn.Module, example_inputs: Any, calibration: Any, out: Path) -> list[Artefact]:
+            (artefact,) = super().export(model, example_inputs, calibration, out)
+            return [artefact, replace(artefact, name="other")]
+
+    folder = run_folder(tmp_path)
+    ship(trained_net(), {"toy": Two()}, folder, [])
+    assert "export/toy/other/accuracy" in folder.read_json("metrics.json")
+    ship(trained_net(), {"toy": Saved()}, folder, [])
+    assert not any(name.startswith("export/toy/other") for name in folder.read_json("metrics.json"))
+    assert not (folder.path / "tables" / "predictions_toy_other.csv").exists()
+
+
+def test_exports_judged_on_other_clips_stand_in_no_common_table(tmp_path: Path) -> None:
+    """As many items, but others: a pair of them would compare different clips."""
+    folder, trained = run_folder(tmp_path), trained_net()
+    ship(trained, {"old": Saved()}, folder, [])
+    x, y = trained.data.splits["test"].tensors
+    trained.data.splits["test"] = torch.utils.data.TensorDataset(x.flip(0), y.flip(0))
+    ship(trained, {"new": Saved()}, folder, [])
+    assert [row["row"] for row in folder.read_table("artefacts")] == ["chance", "majority", "float", "new_fp32"]
+    (item,) = (item for item in folder.report_items() if item["name"] == "artefacts")
+    assert item["caption"].endswith("judged on other data: old.")
+
+
+def test_a_refused_export_changes_nothing_in_the_run_folder(tmp_path: Path) -> None:
+    folder = run_folder(tmp_path)
+    ship(trained_net(), {"toy": Saved()}, folder, [])
+    before = {path: path.read_bytes() for path in folder.path.rglob("*") if path.is_file()}
+    with pytest.raises(UserError):
+        ship(trained_net(), {"toy": Saved(lambda logits: logits + 1)}, folder, [])
+    assert {path: path.read_bytes() for path in folder.path.rglob("*") if path.is_file()} == before
+
+
+def test_data_that_the_run_did_not_have_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, trained = run_folder(tmp_path), trained_net()
+    trained.data.facts = lambda: {"corpus_sha256": "b"}
+    folder.update_metrics({"corpus_sha256": "a"})
+    ship(trained, {"toy": Saved()}, folder, [])
+    said = "it was judged on other data than the run's own, and the run may have learned from parts of it"
+    assert json.loads((folder.path / "export/toy/manifest.json").read_text())["warnings"] == [said]
+    assert said[0].upper() + said[1:] in (folder.path / "export/toy/MODEL_CARD.md").read_text()
+
+
+def test_an_error_that_is_not_of_the_disk_is_not_called_one(tmp_path: Path) -> None:
+    class Gone(Saved):
+        def export(self, model: Any, example_inputs: Any, calibration: Any, out: Path) -> list[Artefact]:
+            raise FileNotFoundError(errno.ENOENT, "No such file or directory", "clip.wav")
+
+    with pytest.raises(FileNotFoundError):
+        ship(trained_net(), {"toy": Gone()}, run_folder(tmp_path), [])
+
+
 def test_differences_of_int8_are_counted_in_steps_of_its_output(tmp_path: Path) -> None:
     trained, folder = trained_net(), run_folder(tmp_path)
     step = 0.25
@@ -124,7 +190,8 @@ def test_differences_of_int8_are_counted_in_steps_of_its_output(tmp_path: Path) 
             shifted = replace(artefact, name="int8", predict=lambda x: model.graph(x) + self.change(torch.tensor(step)))
             return [replace(shifted, lsb=step, tolerance=2 * step)]
 
-    metrics = ship(trained, {"toy": Int8(lambda x: 2 * x)}, folder, [])
+    ship(trained, {"toy": Int8(lambda x: 2 * x)}, folder, [])
+    metrics = folder.read_json("metrics.json")
     assert metrics["export/toy/int8/parity"] == pytest.approx(0.5)
     manifest = json.loads((folder.path / "export/toy/manifest.json").read_text())
     assert manifest["forms"]["int8"]["parity_lsb"] == pytest.approx(2)
@@ -200,6 +267,8 @@ def test_an_exported_folder_is_judged_again_as_it_was(exported: Path, monkeypatc
     assert judge_again(exported, manifest, replace(config, trust=["toy"])) == found
     monkeypatch.undo()
     monkeypatch.setattr("edgetrain.export.again.build", build)
+    with pytest.raises(UserError, match="is for toy; leave out export= to judge it"):
+        judge_again(exported, manifest, replace(config, export={"onnx": {}}))
     with pytest.raises(UserError, match="form=int8 is not in .*; it holds fp32"):
         judge_again(exported, manifest, config, "int8")
 
@@ -219,6 +288,48 @@ def test_files_that_are_not_those_judged_are_refused(exported: Path) -> None:
     (exported / "manifest.json").unlink()
     with pytest.raises(UserError, match="is not an exported folder"):
         read_manifest(exported)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"target": None}, "target is not what it was"),
+        ({"target": "other"}, r"config\.export is not what it was"),
+        ({"files": []}, "files is not what it was"),
+        ({"files": {"weights.pt": {}}}, "files is not what it was"),
+        ({"forms": {"fp32": []}}, r"forms\.fp32 is not what it was"),
+        ({"forms": {"fp32": {"files": [], "metrics": {}}}}, r"forms\.fp32 is not what it was"),
+        ({"forms": {"fp32": {"files": ["../other"], "metrics": {}}}}, r"forms\.fp32 is not what it was"),
+        ({"forms": {"fp32": {"files": ["weights.pt"], "metrics": {"loss": "x"}}}}, r"forms\.fp32 is not what it was"),
+        ({"config": {}}, r"config\.export is not what it was"),
+        ({"schema": 0}, "has schema 0, this version reads 1"),
+    ],
+)
+def test_a_damaged_manifest_is_one_sentence(exported: Path, change: dict[str, Any], said: str) -> None:
+    manifest = json.loads((exported / "manifest.json").read_text())
+    (exported / "manifest.json").write_text(json.dumps(manifest | change))
+    with pytest.raises(UserError, match=said):
+        read_manifest(exported)
+
+
+def test_a_file_that_was_not_judged_is_refused(exported: Path) -> None:
+    (exported / "extra.onnx").write_bytes(b"x")
+    with pytest.raises(UserError, match=r"extra\.onnx is not listed in manifest\.json"):
+        read_manifest(exported)
+
+
+def test_data_is_held_to_the_artefacts_labels_and_preprocessing(exported: Path) -> None:
+    manifest, data = read_manifest(exported), Data()
+    inputs = (torch.zeros(5, 6),)
+    check_data(data, inputs, manifest)
+    with pytest.raises(UserError, match=r"takes inputs of \[\[6\]\], and the data gives \[\[7\]\]"):
+        check_data(data, (torch.zeros(5, 7),), manifest)
+    data.preprocessing = lambda: {"sample_rate": 8000}
+    with pytest.raises(UserError, match="prepared with sample_rate=16000, and the data's are with sample_rate=8000"):
+        check_data(data, inputs, manifest)
+    data.labels = ["high", "middle", "low"]
+    with pytest.raises(UserError, match="answers low, middle, high, in this order, and the data has high, middle, low"):
+        check_data(data, inputs, manifest)
 
 
 def test_a_manifest_cannot_name_files_outside_of_its_folder(exported: Path) -> None:
