@@ -65,6 +65,8 @@ def build_trained(config: Config, plans: Plans | None = None) -> Trained:
     data.setup("fit")
     model = build(config.model)
     check_vocabulary(model, data)
+    check_classes(model, data, config.model)
+    check_shape(model, data)
     if config.init_from and plans is None:
         source = find_source(config.init_from)
         load_weights(model, read_weights(source), source)
@@ -91,6 +93,45 @@ def check_vocabulary(model: nn.Module, data: Any) -> None:
             f"the model's token table has {rows} rows but data.vocab_size={tokens}; set data.vocab_size={rows} for the"
             " model's own tokenizer, or build the model with model.vocab_size=${data.vocab_size}"
         )
+
+
+def check_classes(model: nn.Module, data: Any, node: dict[str, Any]) -> None:
+    """Raises UserError when a classifier and its data have not as many classes, or not the same where it names them.
+
+    node: of the model, for the name of its key.
+    """
+    labels, own = getattr(data, "labels", None), getattr(model, "labels", None)
+    if labels is None:
+        return
+    if own is not None and list(labels) != list(own):
+        raise UserError(
+            f"the model's labels are {', '.join(own)}, in that order, but data.labels are {', '.join(labels)}; choose "
+            "data with the model's labels, or a model that is trained on these, as model=keyword"
+        )
+    classes = getattr(model, "num_classes", None)
+    if classes is not None and classes != len(labels):
+        key = "model.classes" if "classes" in node else "model.num_classes"
+        raise UserError(
+            f"{key} is {classes}, but data.num_classes={len(labels)}; set {key}={len(labels)}, "
+            f"or {key}=${{data.num_classes}} in a recipe"
+        )
+
+
+def check_shape(model: nn.Module, data: Any) -> None:
+    """Raises UserError when a model that says its input_shape and the items of its data have different ones."""
+    takes = getattr(model, "input_shape", None)
+    if takes is None or not hasattr(data, "samples"):
+        return
+    given = list(data.samples("train")[0][0].shape)
+    if given != list(takes):
+        mend = "make data.frames, data.stride_ms and data.coefficients and the model's agree"
+        if 3 in (len(given), len(takes)):
+            mend = (
+                "choose a model for such inputs" if len(given) != len(takes) else "set model.input_shape to the data's"
+            )
+        elif len(given) != len(takes):
+            mend = "data.features=samples is for a model with model.front_end=true, mfcc for others"
+        raise UserError(f"the model takes inputs of {list(takes)}, but the data's are {given}; {mend}")
 
 
 def load_trained(folder: RunFolder, config: Config) -> Trained:

@@ -19,6 +19,7 @@ from edgetrain.errors import UserError, listing
 from edgetrain.folder import RunFolder
 from edgetrain.processes import is_first
 
+RANGES = ("input_range", "output_range")  # names of the buffers [2] that training with rounding adds to layers
 MODEL_PREFIX = "model."  # of the plain model's keys inside a task's state dict
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"  # a run's newest checkpoint, and the one before it
 
@@ -136,9 +137,12 @@ def read_weights(source: str) -> dict[str, Tensor]:
 def load_weights(model: nn.Module, weights: dict[str, Tensor], source: str) -> None:
     """Copy weights into a model, strictly; a key may miss only where its tensor is tied to one that is there.
 
+    Ranges that quantisation-aware training added are left out for a model without them, which they say nothing about.
+
     Raises UserError naming the first keys or shapes that do not fit, and the two tensors that the model has as one.
     """
     own = model.state_dict()
+    weights = {key: value for key, value in weights.items() if key in own or key.rpartition(".")[2] not in RANGES}
     tied = {
         key for key, value in own.items() if any(value is own[k] or same(value, own[k]) for k in weights if k in own)
     }

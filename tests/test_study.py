@@ -453,6 +453,42 @@ def test_folds_count_instead_of_seeds_where_they_share_what_is_held_out(tmp_path
     assert row["verdict"] == "seen"
 
 
+def test_figures_of_folds_spread_over_folds_not_over_seeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seeds 0, 2, 4 measure 0, 1, 2 in one fold, 1, 3, 5 measure 4, 5, 6 in the other: means 1 and 5."""
+    drawn: list[tuple] = []
+    for chart in ("line_chart", "bar_chart"):
+        monkeypatch.setattr(result, chart, lambda *args, **more: drawn.append((args[0], more)) or b"png")
+    figures = [
+        {"title": "Bars", "bars": ["loss"]},
+        {"title": "Points", "points": ["other", "loss"]},
+        {"title": "Curve", "table": "exits", "x": "layer", "y": "loss"},
+    ]
+    values = {"none": [0.0, 4.0, 1.0, 5.0, 2.0, 6.0]}
+    config, folder = by_hand(tmp_path / "s", values, study={"folds": 2, "figures": figures})
+    config.claims.clear()
+    result.summarise(config, folder)
+    (bars, more), (points, _), (curve, bands) = drawn[-3:]
+    assert bars == {"none": {"loss": 3.0}}
+    assert more["spread"] == {"none": {"loss": pytest.approx(math.sqrt(8))}}  # of 1 and 5, not of six numbers
+    assert points == {"none": [(1.0, 3.0)]}
+    assert curve == {"none": [(1, 4.0), (2, 3.0)]}
+    assert bands["bands"] == {"none": [(2.0, 6.0), (1.0, 5.0)]}
+    captions = {item["title"]: item["caption"] for item in folder.report_items()}
+    assert captions["Bars"].startswith("Mean over 2 folds, each averaged over its seeds;")
+    assert captions["Curve"].startswith("Mean over 2 folds")
+    assert "over the 2 folds, each" in captions["Variants"]
+
+
+def test_only_folds_with_finished_runs_are_counted(tmp_path: Path) -> None:
+    config, folder = by_hand(tmp_path / "s", {"none": [1.0, 4.0, 3.0]}, study={"folds": 3})
+    for seed in (1, 2):
+        (folder.child("none", seed).path / "environment.json").write_text("{}")
+    config.claims.clear()
+    result.summarise(config, folder)
+    captions = {item["title"]: item["caption"] for item in folder.report_items()}
+    assert "over 1 of the 3 folds" in captions["Variants"]
+
+
 def test_points_join_the_sizes_of_a_family(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[tuple] = []
     monkeypatch.setattr(result, "line_chart", lambda *args, **more: drawn.append((args, more)) or b"png")

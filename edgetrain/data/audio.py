@@ -92,6 +92,10 @@ class AudioData(LightningDataModule):
             raise UserError(
                 f"data.time_shift_ms={self.time_shift_ms} is not between 0 and a clip's {1000 * self.clip_seconds:g} ms"
             )
+        if self.batch_size < 1:
+            raise UserError(f"data.batch_size={self.batch_size} holds no clip; set it to at least 1")
+        if self.workers < 0:
+            raise UserError(f"data.workers={self.workers} is negative; 0 reads in the training process")
         if self.limit is not None and self.limit < 1:
             raise UserError(f"data.limit={self.limit} keeps nothing; set it to at least 1, or null for all")
 
@@ -147,9 +151,9 @@ class AudioData(LightningDataModule):
         return Samples(self, split)
 
     def groups(self, split: str) -> dict[str, list[str]]:
-        """{"speaker": [...]}, in the order of the split, where the set names speakers."""
+        """{"speaker": [...]}, in the order of the split, where the set names speakers; "" for clips without one."""
         speakers = [clip.speaker for clip in self.splits[split].clips]
-        return {"speaker": [speaker or "nobody" for speaker in speakers]} if any(speakers) else {}
+        return {"speaker": speakers} if any(speakers) else {}
 
     def preprocessing(self) -> dict[str, Any]:
         """What happens to a recording before the model, as plain values."""

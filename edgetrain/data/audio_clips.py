@@ -19,13 +19,17 @@ from edgetrain.folder import atomic
 from edgetrain.ops.resample import resample
 
 TOGETHER = 256  # clips that are decoded at a time for the cache
+# Of what is kept: one more whenever reading, resampling or features give other numbers for the same settings.
+VERSION = 1
 
 
 @dataclass(frozen=True)
 class Clip:
-    """label: its number among the labels; speaker: "" where nobody said; key: what tells it from any other content.
+    """label: its number among the labels; speaker: "" where nobody said; key: what tells it from any other content,
+    the same in every copy of the set.
 
     where: how messages name it within the set; content: what its data module opens, None for digital silence.
+    stamp: what tells this file at this time from any other, where `key` was not made of its bytes; for the cache.
     """
 
     label: int
@@ -33,6 +37,7 @@ class Clip:
     key: bytes
     where: str
     content: Any
+    stamp: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -94,8 +99,8 @@ class Decoder:
         shaping: all that the result depends on besides the clips and how they are decoded. Raises UserError when the
         cache cannot be written.
         """
-        settings = repr((self.seconds, self.sample_rate, self.downmix, shape, shaping))
-        path = cache_folder() / "audio" / f"{digest(settings, *(clip.key.hex() for clip in clips))}.npy"
+        settings = repr((VERSION, self.seconds, self.sample_rate, self.downmix, shape, shaping))
+        path = cache_folder() / "audio" / f"{digest(settings, *((clip.stamp or clip.key).hex() for clip in clips))}.npy"
         if not path.exists():
             header = {"descr": "<f4", "fortran_order": False, "shape": (len(clips), *shape)}
             try:

@@ -24,7 +24,7 @@ def audio_files(folder: Path) -> list[Path]:
 
 
 def labelled_files(path: str, folder: Path) -> dict[str, Dataset]:
-    """Splits of <split>/<label>/... or <label>/..., then all train, as rows of audio (a path) and label.
+    """Splits of <split>/<label>/... or <label>/..., then all train, as rows of audio (a path within it) and label.
 
     datasets reads such folders too, but only with FFmpeg. Raises UserError for a file in no label's folder.
     """
@@ -40,7 +40,7 @@ def labelled_files(path: str, folder: Path) -> dict[str, Dataset]:
                 "<split>/<label>/<file> or <label>/<file>"
             )
         columns = rows.setdefault(split, {"audio": [], "label": []})
-        columns["audio"].append(str(file))
+        columns["audio"].append(str(file.relative_to(folder)))
         columns["label"].append(above[parted])
     return {split: Dataset.from_dict(columns) for split, columns in rows.items()}
 

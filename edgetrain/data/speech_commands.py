@@ -7,6 +7,9 @@ follows from its speaker: a hash of what its name says before _nohash_, as the s
 split are added clips of digital silence and recordings of other words, as many as a share of the wanted words' clips;
 of those words the recordings with the smallest hash are taken, the same ones for every seed. The paper draws them at
 random; that its silence is digital silence, with noise in training alone, is unverified.
+
+The set's hash is of its recordings' names and sizes, so that every copy has the same one; what is cached is told by
+their places and times too, so that a recording that is replaced is read again. Neither reads the recordings.
 """
 
 import re
@@ -75,6 +78,7 @@ class SpeechCommandsData(AudioData):
                 f"data.path={self.path} does not hold Speech Commands {self.version}; unpack its archive into "
                 f"{self.path}/SpeechCommands/speech_commands_{self.version}, or set data.download=true"
             )
+        self.resolved = self.folder.resolve()
         recordings = {
             word.name: sorted(word.glob("*.wav"))
             for word in sorted(self.folder.iterdir())
@@ -119,8 +123,9 @@ class SpeechCommandsData(AudioData):
 
     def _clip(self, file: Path, label: int) -> Clip:
         name, stat = f"{file.parent.name}/{file.name}", file.stat()
-        key = sha1(f"{name} {stat.st_size} {stat.st_mtime_ns}".encode()).digest()
-        return Clip(label, speaker_of(file.name), key, name, file)
+        key = sha1(f"{name} {stat.st_size}".encode()).digest()
+        stamp = sha1(f"{self.resolved}/{name} {stat.st_size} {stat.st_mtime_ns}".encode()).digest()
+        return Clip(label, speaker_of(file.name), key, name, file, stamp)
 
 
 def speaker_of(name: str) -> str:

@@ -30,8 +30,18 @@ class Exits:
             raise UserError(f"measure.exits.batches={batches} must be at least 1, or null for all")
         self.batches = batches
 
+    def check(self, model: nn.Module) -> None:
+        """Raises UserError when the model has no layers that tokens could leave after."""
+        body = getattr(model, "model", None)
+        if not (hasattr(model, "lm_head") and hasattr(body, "layers") and hasattr(body, "norm")):
+            raise UserError(
+                f"measure.exits needs a language model with layers, a norm and a head, as model=llama has; "
+                f"{type(model).__name__} has none to leave after"
+            )
+
     def measure(self, trained: Any, folder: RunFolder) -> dict[str, float]:
         """Table `exits` and two figures. exits/loss_<k>: nats a token when leaving after k layers."""
+        self.check(trained.model)
         rows = exit_rows(trained.model.eval(), islice(trained.data.test_dataloader(), self.batches))
         caption = "Held-out text. agreement: share of tokens where this exit predicts what the last layer predicts."
         folder.add_table("exits", rows, "Exits", caption)

@@ -32,8 +32,13 @@ def benchmark(trained: Any, folder: RunFolder, tasks: str, **options: str | None
     limit (samples a task, or below 1 their share), batch_size (default 8), exit_layer (leave after that layer),
     include_path (a folder with YAML tasks of one's own). eval/<task>/<metric>, with _stderr; with an exit layer,
     eval/exit_<k>/<task>/<metric>. Raises UserError for an unknown task, a value that is not what it should be, data
-    that cannot be loaded, and without the extra.
+    without a tokenizer or that cannot be loaded, and without the extra.
     """
+    if not hasattr(trained.data, "tokenizer"):
+        raise UserError(
+            f"eval tasks= asks a language model, and this run's data ({type(trained.data).__name__}) has no tokenizer; "
+            "leave tasks= out to judge the run on its own held-out data"
+        )
     try:
         from lm_eval import simple_evaluate
         from lm_eval.tasks import TaskManager

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from edgetrain.errors import UserError
 from edgetrain.folder import Row, RunFolder
-from edgetrain.methods.calibration import BATCH, draw
+from edgetrain.methods.calibration import draw, first_of_loader
 from edgetrain.methods.quantize_capture import FRONT_END, LAYERS, batch_norms, capture, folded
 from edgetrain.methods.quantize_training import INPUT, Rounding, plain_layers, round_layers
 from edgetrain.models.quantized import float_network
@@ -22,8 +22,9 @@ MOST_BARS = 30
 Ranges = dict[str, Tensor]
 CAPTION = (
     "A row is one layer rounded alone, weights to so many bits with a scale for each output channel, what it reads "
-    "to 8 bits, on the test split. loss_change: nats an item; change: of the accuracy, with the exact 95% interval of "
-    "the paired comparison with the float network (McNemar); differs: items of which it says something else."
+    "to 8 bits, on the test split. loss_change: nats an item; change: of the accuracy, item by item against the float "
+    "network, with an interval that holds in at least 95% of samples (Clopper and Pearson's of the two shares that "
+    "only one gets right, 97.5% each); differs: items of which it says something else."
 )
 
 
@@ -73,11 +74,11 @@ class Sensitivity:
         return metrics_of(rows)
 
     def inputs(self, task: Any, data: Any) -> Iterator[Tensor]:
-        """Batches of the train split, as the model reads them."""
+        """Batches of the train split, as the model reads them: `samples` items, or all of fewer."""
         if hasattr(data, "samples"):
             return draw(data, self.samples, self.seed).batches()
-        batches = islice(data.train_dataloader(), -(-self.samples // BATCH))
-        return (task.inputs(batch)[0] for batch in batches)
+        batches = (task.inputs(batch)[0] for batch in data.train_dataloader())
+        return first_of_loader(batches, self.samples)
 
 
 def layers_of(model: nn.Module) -> list[str]:

@@ -82,10 +82,11 @@ def judged(manifest: Row) -> str:
 
 
 def by_group(predictions: dict[str, Predictions], values: list[str]) -> str:
-    """Accuracy of every form for each value, such as each speaker."""
+    """Accuracy of every form for each value, such as each speaker; items without one, as silence, are in no group."""
     items: dict[str, list[int]] = defaultdict(list)
     for index, value in enumerate(values):
-        items[value].append(index)
+        if value:
+            items[value].append(index)
     worst = sorted(
         items, key=lambda value: min(each.right[items[value]].float().mean() for each in predictions.values())
     )

@@ -31,7 +31,7 @@ from edgetrain.export.manifest import CARD, NAME, describe, describe_form, file_
 from edgetrain.export.model_card import model_card, warnings_of
 from edgetrain.export.table import FLOAT, QUANTIZED, baseline_predictions, identity, write_artefact_table
 from edgetrain.folder import Row, RunFolder, write_atomic
-from edgetrain.methods.quantize import can_quantize, post_training
+from edgetrain.methods.quantize import check_post_training, post_training
 from edgetrain.models.quantized import QuantizedModel, float_network
 from edgetrain.tasks.predictions import Predictions
 
@@ -104,9 +104,14 @@ def quantized_once(trained: Trained, exporters: dict[str, Exporter], inputs: tup
     wanted = any(
         getattr(exporter, "formats", ()) is None or "int8" in exporter.formats for exporter in exporters.values()
     )
-    if wanted and not isinstance(model, QuantizedModel) and can_quantize(model, inputs):
-        console.print("quantise to int8, calibrated on the train split")
-        model = post_training(model, inputs, trained.data)
+    if wanted and not isinstance(model, QuantizedModel):
+        try:
+            check_post_training(model, inputs)
+        except UserError as error:
+            console.print(f"no int8: {error}")
+        else:
+            console.print("quantise to int8, calibrated on the train split")
+            model = post_training(model, inputs, trained.data)
     return Trained(model, trained.task, trained.data, trained.config, trained.plans)
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from rich.console import Console
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
@@ -19,6 +20,7 @@ from edgetrain.errors import UserError, listing
 from edgetrain.export.artefact import Artefact, Predict
 from edgetrain.export.language import are_language, check_llama, is_language
 from edgetrain.hardware.exported_graph import exported, silence
+from edgetrain.methods.quantize import check_post_training
 from edgetrain.models.quantized import QuantizedModel
 
 FP32, INT8 = "fp32", "int8"
@@ -26,6 +28,8 @@ FORMS = (FP32, INT8)
 FP32_TOLERANCE = 1e-4  # of a logit
 INT8_STEPS = 2.001  # 2, and float32's rounding; XNNPACK and ONNX Runtime scale sums in float, each in its own order
 OUTPUT = "logits"
+MANY = 500  # operators, from which on a writer is slow: recurrent networks, written out step by step
+console = Console(stderr=True, highlight=False)
 Call = Callable[[tuple[Tensor, ...]], Tensor]  # inputs of one item -> its logits [1, ...]
 
 
@@ -79,12 +83,27 @@ class GraphExporter:
             check_llama(model, self.target)
             refuse_int8_language(self.formats, self.target)
             return
+        if INT8 in (self.formats or ()) and not isinstance(model, QuantizedModel):
+            try:
+                check_post_training(model, example_inputs)
+            except UserError as error:
+                raise UserError(
+                    f"export.{self.target}.formats={self.formats}: {error}; or ask for formats=[fp32]"
+                ) from error
         network = model.float_model if isinstance(model, QuantizedModel) else model
         program = program_of(network, example_inputs, self.target)
         with silence():
             lacking = self.lacking(program)
         if lacking:
             raise self.refusal(lacking)
+
+    def check_scheme(self, scheme: str) -> None:
+        """Raises UserError when int8 is asked for of a model that is to be quantised otherwise."""
+        if scheme != INT8 and INT8 in (self.formats or ()):
+            raise UserError(
+                f"export.{self.target}.formats={self.formats}: the {scheme} scheme shifts by powers of two, which no "
+                f"{self.target} runtime does; ask for formats=[fp32], or quantise with the scheme int8"
+            )
 
     def refusal(self, lacking: dict[str, set[str]]) -> UserError:
         operators = listing(f"{name} (in {listing(sorted(users), 3)})" for name, users in sorted(lacking.items()))
@@ -101,10 +120,15 @@ class GraphExporter:
             refuse_int8_language(self.formats, self.target)
             return self.language().export_llama(model, out)
         artefacts = []
+        if isinstance(model, QuantizedModel):
+            self.check_scheme(model.scheme.name)
         for form in forms_of(model, self.formats, self.target):
             file = f"model_{form.name}.{self.suffix}"
             begun = time.perf_counter()
             program = program_of(form.module, example_inputs, self.target)
+            operators = sum(node.op == "call_function" for node in program.graph.nodes)
+            if operators > MANY:
+                console.print(f"write {operators:,} operators as {self.target} {form.name}; this takes a minute")
             facts = self.write(program, out / file)
             facts |= {"conversion_seconds": round(time.perf_counter() - begun, 2), "threads": 1, "batch": 1}
             facts |= {"runtime": {name: metadata.version(name) for name in self.runtimes}}
@@ -137,11 +161,6 @@ def forms_of(model: nn.Module, formats: list[str] | None, target: str) -> list[F
     forms = [Form(FP32, model.float_model)]
     if scheme.name == INT8:
         forms.append(Form(INT8, model.graph, INT8_STEPS * scheme.output_scale, scheme.output_scale))
-    elif formats is not None and INT8 in formats:
-        raise UserError(
-            f"export.{target}.formats={formats}: the {scheme.name} scheme shifts by powers of two, which no {target} "
-            "runtime does; ask for formats=[fp32], or quantise with the scheme int8"
-        )
     return [form for form in forms if formats is None or form.name in formats]
 
 
@@ -156,8 +175,8 @@ def program_of(module: nn.Module, inputs: tuple[Tensor, ...], target: str) -> Ex
     """The module's graph at the shapes of `inputs`. Raises UserError for one that torch.export does not take."""
     if isinstance(module, fx.GraphModule):  # what quantisation made; it is past having modes
         # Only what the graph reads: the float weights are still beside the quantised ones.
-        used = fx.GraphModule(module, copy.deepcopy(module.graph))
-        with torch.no_grad(), silence():
+        with torch.no_grad(), silence():  # also copying: it copies a LeafSpec, of which Python warns
+            used = fx.GraphModule(module, copy.deepcopy(module.graph))
             program = torch.export.export(used, inputs)
     else:
         program = exported(module, inputs, f"export.{target}: {type(module).__name__}")

@@ -17,8 +17,9 @@ FLOAT, QUANTIZED = "float", "quantized"  # names of the predictions of the model
 CAPTION = (
     "Every row is counted from tables/predictions_ROW.csv. An artefact ran in its own runtime on the same held-out "
     "items; differs counts the items of which it says something else than the float model, change is its accuracy "
-    "minus that of the float model, with the exact 95% interval of the paired comparison (McNemar). Milliseconds are "
-    "the median of calls with one input on one thread of the machine that exported, not of a device."
+    "minus that of the float model, with an interval that holds in at least 95% of samples (Clopper and Pearson's of "
+    "the two shares that only one gets right, 97.5% each). Milliseconds are the median of calls "
+    "with one input on one thread of the machine that exported, not of a device."
 )
 
 

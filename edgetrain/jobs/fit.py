@@ -171,11 +171,14 @@ def check_measures(config: Config, trained: Trained) -> None:
 
 
 def check_exports(config: Config, trained: Trained) -> None:
-    """So does a target that is not installed, or that lacks an operator of the model."""
+    """So does a target that is not installed, or that lacks an operator of the model, or a form to be quantised to."""
+    schemes = [method.scheme for method in trained.task.methods if hasattr(method, "scheme")]
     training = trained.model.training
     trained.model.eval()
     for node in config.export.values():
         exporter = build(node)
+        for scheme in schemes if hasattr(exporter, "check_scheme") else ():
+            exporter.check_scheme(scheme)
         if hasattr(exporter, "check"):
             exporter.check(trained.model, trained.task.example_inputs())
     trained.model.train(training)

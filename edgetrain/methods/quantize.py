@@ -4,23 +4,33 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 
 from edgetrain.errors import UserError
 from edgetrain.methods.calibration import draw
 from edgetrain.methods.q7 import check_q7, power_of_two
-from edgetrain.methods.quantize_capture import LAYERS, PRODUCTS, batch_norms, capture, folded, in_front_end, owner
-from edgetrain.methods.quantize_graph import Ranges, quantized
+from edgetrain.methods.quantize_capture import (
+    LAYERS,
+    PRODUCTS,
+    batch_norms,
+    capture,
+    check_packages,
+    folded,
+    in_front_end,
+    owner,
+)
+from edgetrain.methods.quantize_graph import Ranges, check_output, quantized
 from edgetrain.methods.quantize_training import Rounding, learnt_ranges, plain_layers, round_layers
 from edgetrain.models.quantized import QuantizedModel
 
 
-def can_quantize(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> bool:
-    """Whether `post_training` can do the model."""
-    try:
-        capture(model, example_inputs)
-    except UserError:
-        return False
-    return True
+def check_post_training(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> ExportedProgram:
+    """The model's captured graph. Raises UserError, before anything is trained, where `post_training` would."""
+    check_packages()
+    program = capture(model, example_inputs)
+    norms = batch_norms(model, program)
+    check_output(model, capture(folded(model, norms), example_inputs) if norms else program)
+    return program
 
 
 def post_training(
@@ -38,8 +48,9 @@ def post_training(
     drawn by `seed`; bits: of the weights, 2 to 8; ranges: as `quantized` takes them. The graph takes any batch, and
     `torch.export.export(graph, (x,))` with an x of batch 1 fixes it, for runtimes that want it so. Raises UserError for
     a model that cannot be quantised so: several inputs, whole numbers, no convolution or linear layer, a graph that
-    cannot be captured.
+    cannot be captured, a last operator without an 8-bit form.
     """
+    check_packages()
     program = capture(model, example_inputs)
     calibration = draw(data, samples, seed)
     return quantized(folded(model, batch_norms(model, program)), example_inputs, calibration, bits, ranges)
@@ -85,13 +96,15 @@ class Quantize:
         """
         if not hasattr(model, "input_shape"):
             raise UserError(
-                f"method.quantize needs a network of numbers, such as model=keyword or timm; {type(model).__name__} "
-                "does not say its input_shape (a Llama gets 8 and 4 bits from export=[gguf])"
+                f"method.quantize needs a network that says its input_shape, as model=keyword and timm do; "
+                f"{type(model).__name__} has none (a Llama gets 8 and 4 bits from export=[gguf])"
             )
         example_inputs = (torch.zeros(1, *model.input_shape),)
-        program = capture(model, example_inputs)
         if self.scheme == "q7":
+            program = capture(model, example_inputs)
             check_q7(model, example_inputs)
+        else:
+            program = check_post_training(model, example_inputs)
         modules = dict(model.named_modules())
         products = [node for node in program.graph.nodes if node.target in PRODUCTS and not in_front_end(node)]
         names = [name for node in products if isinstance(modules.get(name := owner(program, node.args[1])), LAYERS)]

@@ -1,6 +1,7 @@
 """The graph of a network as torch.export sees it, and its batch norms folded into the layers before them."""
 
 import copy
+import importlib.util
 import logging
 import warnings
 from collections import Counter
@@ -31,6 +32,16 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(before)
+
+
+def check_packages() -> None:
+    """Raises UserError when what quantises is not installed."""
+    missing = [name for name in ("executorch", "torchao") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UserError(
+            f"quantising needs {' and '.join(missing)}, not installed here; "
+            'pip install -c constraints.txt -e ".[deploy]"'
+        )
 
 
 def check_quantizable(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> None:

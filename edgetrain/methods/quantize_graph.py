@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
 from edgetrain.errors import UserError
@@ -155,14 +156,31 @@ def is_rounded(node: Node) -> bool:
     return node.target in PRODUCTS and node.args[0].target is dequantize and node.args[1].op == "call_function"
 
 
+def check_output(model: nn.Module, program: ExportedProgram) -> None:
+    """Raises UserError when the last operator is one that stays in floating point. program: the model's, captured."""
+    graph = program.module(check_guards=False)
+    with quiet(), torch.no_grad():
+        xnnpack = quantizer(8)
+        xnnpack.annotate(xnnpack.transform_for_annotation(graph))  # what is in 8 bits, before anything is rounded
+    last = graph.graph.find_nodes(op="output")[0].args[0]
+    last = last[0] if isinstance(last, list | tuple) else last
+    annotation = last.meta.get("quantization_annotation")
+    if annotation is None or annotation.output_qspec is None:
+        raise no_form(model, last)
+
+
+def no_form(model: nn.Module, last: Node) -> UserError:
+    return UserError(
+        f"{type(model).__name__} ends in {last.name}, which has no 8-bit form; let it end in a linear layer"
+    )
+
+
 def output_scale(graph: GraphModule, model: nn.Module) -> float:
     """One LSB of the output. Raises UserError when the last operator is one that stays in floating point."""
     last = graph.graph.find_nodes(op="output")[0].args[0]
     last = last[0] if isinstance(last, list | tuple) else last
     if last.target is not torch.ops.quantized_decomposed.dequantize_per_tensor.default:
-        raise UserError(
-            f"{type(model).__name__} ends in {last.name}, which has no 8-bit form; let it end in a linear layer"
-        )
+        raise no_form(model, last)
     return float(last.args[1])
 
 

@@ -19,10 +19,11 @@ from functools import lru_cache
 import torch
 from torch import Tensor, nn
 
+from edgetrain.checkpoint import RANGES
 from edgetrain.ops.fake_quantization import fake_quantize_activation, fake_quantize_weight
 
 MOMENTUM = 0.01  # of a batch's range in the moving average
-INPUT, OUTPUT = "input_range", "output_range"  # names of buffers [2]
+INPUT, OUTPUT = RANGES
 
 
 @dataclass

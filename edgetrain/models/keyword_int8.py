@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from edgetrain.checkpoint import read_weights
 from edgetrain.errors import UserError
-from edgetrain.models.keyword_pretrained import find_released
+from edgetrain.models.keyword_pretrained import LABELS, find_released
 from edgetrain.ops import q7
 
 DNN_SHIFTS = ((1, 7), (2, 8), (2, 9), (0, 6))  # of bias and output; inputs have 2 fractional bits, biases 8
@@ -29,7 +29,7 @@ def keyword_int8(name: str, path: str = "kws_pretrained") -> nn.Module:
     weights = find_released(f"{name}.safetensors", path)
     facts = find_released(f"{name}.json", path)
     try:
-        return NETWORKS[name](read_weights(str(weights)), json.loads(facts.read_text())).eval()
+        return NETWORKS[name](read_weights(str(weights)), json.loads(facts.read_text()))
     except (KeyError, ValueError, TypeError, RuntimeError) as error:
         raise UserError(f"{weights} and {facts.name} do not hold {name} ({error}); copy them again") from error
 
@@ -40,6 +40,7 @@ class IntegerNetwork(nn.Module):
     def __init__(self, facts: dict[str, Any]) -> None:
         super().__init__()
         self.input_shape = (facts["NUM_FRAMES"], facts["NUM_MFCC_COEFFS"])
+        self.labels = LABELS
         self.feature_bits = facts["MFCC_DEC_BITS"]
 
     def forward(self, features: Tensor) -> Tensor:

@@ -45,6 +45,10 @@ class KeywordNetwork(nn.Module):
     def logits(self, features: Tensor) -> Tensor:
         raise NotImplementedError
 
+    @property
+    def num_classes(self) -> int:
+        return self.classifier.out_features
+
     def _refusal(self, x: Tensor) -> str:
         takes = "samples [batch, 16000]" if self.front_end else "features [batch, frames, coefficients]"
         keys = "data.features" if self.front_end or x.ndim == 2 else "data.frames, data.stride_ms and data.coefficients"

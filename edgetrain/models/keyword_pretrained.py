@@ -53,7 +53,8 @@ def keyword_pretrained(name: str, path: str = "kws_pretrained", front_end: bool 
     network = keyword(family, size, None, len(LABELS), frames, front_end=front_end, stride_ms=milliseconds)
     with torch.no_grad():
         load(network, tensors)
-    return network.eval()
+    network.labels = LABELS
+    return network
 
 
 def find_released(file: str, path: str) -> Path:

@@ -20,7 +20,7 @@ from edgetrain.study.plan import Study
 
 USUAL = ("test/loss", "exits/loss_*", "*_per_s")  # shown beside the metrics of the claims
 
-Arms = dict[str, list[RunFolder]]  # a variant's name -> its finished runs
+Arms = dict[str, dict[int, RunFolder]]  # a variant's name -> its finished runs by their seeds
 
 console = Console(stderr=True, highlight=False)
 
@@ -32,10 +32,7 @@ def summarise(config: Config, folder: RunFolder) -> None:
     _high; a lone variant's have no prefix.
     """
     arms = finished_arms(config, folder)
-    numbers: dict[str, dict[int, dict[str, float]]] = {arm: {} for arm in arms}
-    for arm, seed, run in every_run(config, folder):
-        if run.finished:
-            numbers[arm][seed] = numeric_metrics(run)
+    numbers = {arm: {seed: numeric_metrics(run) for seed, run in runs.items()} for arm, runs in arms.items()}
     names = shown_metrics(config, [metrics for rows in numbers.values() for metrics in rows.values()])
     folds = config.study.get("folds")
     rows: list[Row] = []
@@ -58,12 +55,12 @@ def summarise(config: Config, folder: RunFolder) -> None:
         metrics = numeric_metrics(run) if run.finished else {}
         place = {"variant": arm, "seed": seed, "finished": run.finished, "folder": f"runs/{run.path.name}"}
         listed.append(place | {name: value for name, value in metrics.items() if name in names})
-    over = f"the {folds} folds, each averaged over its seeds" if folds else "the seeds"
+    over = folds_said(arms, folds) if folds else "the seeds"
     folder.add_table("variants", rows, "Variants", f"Mean and standard deviation (n - 1) over {over}.")
     if folds:
         add_folds(config, folder, folds)
     for wanted in config.study.get("figures", []):
-        add_figure(wanted, arms, folder)
+        add_figure(wanted, arms, folder, folds)
     folder.add_table("runs", listed, "Runs", "Each is a run folder of its own, with its own report.")
     counts = {"runs": len(listed), "runs_finished": sum(row["finished"] for row in listed)}
     folder.write_json("metrics.json", means | intervals | counts | common_facts(arms))
@@ -96,6 +93,14 @@ def add_folds(config: Config, folder: RunFolder, folds: int) -> None:
         folder.add_figure(name, chart, title, f"{caption} The error bars are one standard deviation to each side.")
 
 
+def folds_said(arms: Arms, folds: int) -> str:
+    """The folds that have finished runs, which are fewer than `folds` in a study that was narrowed or not ended."""
+    there = len({seed % folds for runs in arms.values() for seed in runs})
+    if there == folds:
+        return f"the {folds} folds, each averaged over its seeds"
+    return f"{there} of the {folds} folds, the others have no finished runs; each averaged over its seeds"
+
+
 def every_run(config: Config, folder: RunFolder) -> Iterable[tuple[str, int, RunFolder]]:
     """(variant, seed, folder) of every run, seed by seed; a lone variant bears the recipe's name."""
     for child in Study(config, []).children:
@@ -104,8 +109,8 @@ def every_run(config: Config, folder: RunFolder) -> Iterable[tuple[str, int, Run
 
 def finished_arms(config: Config, folder: RunFolder) -> Arms:
     arms: Arms = {}
-    for arm, _, run in every_run(config, folder):
-        arms.setdefault(arm, []).extend([run] if run.finished else [])
+    for arm, seed, run in every_run(config, folder):
+        arms.setdefault(arm, {}).update({seed: run} if run.finished else {})
     return arms
 
 
@@ -116,7 +121,7 @@ def numeric_metrics(run: RunFolder) -> dict[str, float]:
 
 def common_facts(arms: Arms) -> dict[str, str]:
     """What is text in metrics.json, such as the corpus's hash, and the same in every run."""
-    found = [run.read_json("metrics.json", {}).items() for runs in arms.values() for run in runs]
+    found = [run.read_json("metrics.json", {}).items() for runs in arms.values() for run in runs.values()]
     first = found[0] if found else ()
     return {k: v for k, v in first if isinstance(v, str) and all((k, v) in items for items in found)}
 
@@ -132,25 +137,27 @@ def shown_metrics(config: Config, runs: list[dict[str, float]]) -> list[str]:
 # Figures
 
 
-def add_figure(wanted: StudyFigure, arms: Arms, folder: RunFolder) -> None:
-    """Draw one figure; where no run has what it asks for, say so and leave it out."""
+def add_figure(wanted: StudyFigure, arms: Arms, folder: RunFolder, folds: int | None) -> None:
+    """Draw one figure, with folds of their means; where no run has what it asks for, say so and leave it out."""
     name = re.sub(r"\W+", "_", wanted["title"].lower()).strip("_")
     try:
         if "bars" in wanted:
-            png, caption = bars(wanted, arms)
+            png, caption = bars(wanted, arms, folds)
         elif "points" in wanted:
-            png, caption = points(wanted, arms)
+            png, caption = points(wanted, arms, folds)
         else:
-            png, caption = lines(wanted, arms)
+            png, caption = lines(wanted, arms, folds)
     except UserError as error:
         console.print(f"figure '{wanted['title']}' is left out: {error}")
         return
     folder.add_figure(name, png, wanted["title"], caption)
 
 
-def lines(wanted: StudyFigure, arms: Arms) -> tuple[bytes, str]:
-    """Means over the seeds, with a band from the lowest to the highest."""
-    points = {arm: [run_points(wanted, run) for run in runs] for arm, runs in arms.items()}
+def lines(wanted: StudyFigure, arms: Arms, folds: int | None) -> tuple[bytes, str]:
+    """Means over the seeds or folds, with a band from the lowest to the highest."""
+    points = {
+        arm: by_fold({s: run_points(wanted, run) for s, run in runs.items()}, folds) for arm, runs in arms.items()
+    }
     counts = [count for count in (sum(map(bool, runs)) for runs in points.values()) if count]
     drawn = {arm: averaged(runs) for arm, runs in points.items()}  # those without a point too, for their colour's place
     chart = line_chart(
@@ -161,7 +168,7 @@ def lines(wanted: StudyFigure, arms: Arms) -> tuple[bytes, str]:
         markers="table" in wanted,
         bands={arm: band for arm, (_, band) in drawn.items()} if max(counts, default=0) > 1 else None,
     )
-    return chart, over_seeds(counts, "the band reaches from the lowest to the highest")
+    return chart, over_repeats(counts, "the band reaches from the lowest to the highest", folds)
 
 
 def run_points(wanted: StudyFigure, run: RunFolder) -> list[Point]:
@@ -178,6 +185,14 @@ def run_points(wanted: StudyFigure, run: RunFolder) -> list[Point]:
     return [(a, b) for a, b in pairs if isinstance(a, int | float) and isinstance(b, int | float)]
 
 
+def by_fold(runs: dict[int, list[Point]], folds: int | None) -> list[list[Point]]:
+    """The curve of each fold, the mean of its seeds' (keys); without folds every seed's own."""
+    if not folds:
+        return list(runs.values())
+    places = dict.fromkeys(seed % folds for seed in runs)
+    return [averaged([points for seed, points in runs.items() if seed % folds == place])[0] for place in places]
+
+
 def averaged(runs: Sequence[list[Point]]) -> tuple[list[Point], list[Point]]:
     """The mean at every x, and (lowest, highest) there, over the runs that have a point at that x."""
     at: dict[float, list[float]] = {}
@@ -188,12 +203,15 @@ def averaged(runs: Sequence[list[Point]]) -> tuple[list[Point], list[Point]]:
     return [(x, spread(values).mean) for x, values in ordered], [(min(values), max(values)) for _, values in ordered]
 
 
-def bars(wanted: StudyFigure, arms: Arms) -> tuple[bytes, str]:
+def bars(wanted: StudyFigure, arms: Arms, folds: int | None) -> tuple[bytes, str]:
     """A bar for each metric and variant: the mean, with one standard deviation to each side."""
     found: dict[str, dict[str, Any]] = {}
     for arm, runs in arms.items():
-        numbers = [numeric_metrics(run) for run in runs]
-        values = {metric: [row[metric] for row in numbers if metric in row] for metric in wanted["bars"]}
+        numbers = {seed: numeric_metrics(run) for seed, run in runs.items()}
+        values = {
+            metric: fold_means({seed: row[metric] for seed, row in numbers.items() if metric in row}, folds)
+            for metric in wanted["bars"]
+        }
         found[arm] = {metric: spread(repeats) for metric, repeats in values.items() if repeats}
     chart = bar_chart(
         {arm: {metric: one.mean for metric, one in metrics.items()} for arm, metrics in found.items()},
@@ -204,21 +222,22 @@ def bars(wanted: StudyFigure, arms: Arms) -> tuple[bytes, str]:
         value_format=".4g",
     )
     counts = [one.n for metrics in found.values() for one in metrics.values()]
-    return chart, over_seeds(counts, "the error bars are one standard deviation to each side")
+    return chart, over_repeats(counts, "the error bars are one standard deviation to each side", folds)
 
 
-def points(wanted: StudyFigure, arms: Arms) -> tuple[bytes, str]:
+def points(wanted: StudyFigure, arms: Arms, folds: int | None) -> tuple[bytes, str]:
     """A point for each variant: the means of two metrics. Sizes of one family, such as net_s and net_m, are joined."""
     families: dict[str, list[Point]] = {}
     counts = []
     for arm, runs in arms.items():
-        numbers = [numeric_metrics(run) for run in runs]
-        pairs = [[row[metric] for metric in wanted["points"]] for row in numbers if row.keys() >= {*wanted["points"]}]
+        numbers = {seed: numeric_metrics(run) for seed, run in runs.items()}
+        both = {seed: row for seed, row in numbers.items() if row.keys() >= {*wanted["points"]}}
+        axes = [fold_means({seed: row[metric] for seed, row in both.items()}, folds) for metric in wanted["points"]]
         family = families.setdefault(arm.rpartition("_")[0] or arm, [])  # one without a point keeps its colour's place
-        if pairs:
-            x, y = (spread(values).mean for values in zip(*pairs, strict=True))
+        if both:
+            x, y = (spread(values).mean for values in axes)
             family.append((x, y))
-            counts.append(len(pairs))
+            counts.append(len(axes[0]))
     chart = line_chart(
         {family: sorted(found) for family, found in families.items()},
         wanted.get("x_label", wanted["points"][0]),
@@ -228,11 +247,12 @@ def points(wanted: StudyFigure, arms: Arms) -> tuple[bytes, str]:
         markers=True,
         boxes=wanted.get("boxes"),
     )
-    return chart, over_seeds(counts, "the spread is in the table") + " Sizes of one family are joined."
+    return chart, over_repeats(counts, "the spread is in the table", folds) + " Sizes of one family are joined."
 
 
-def over_seeds(counts: Sequence[int], spread_is: str) -> str:
+def over_repeats(counts: Sequence[int], spread_is: str, folds: int | None) -> str:
     low, high = min(counts), max(counts)
+    one, many = ("fold", "folds, each averaged over its seeds") if folds else ("seed", "seeds")
     if high == 1:
-        return "One seed: no spread is known."
-    return f"Mean over {high if low == high else f'{low} to {high}'} seeds; {spread_is}."
+        return f"One {one}: no spread is known."
+    return f"Mean over {high if low == high else f'{low} to {high}'} {many}; {spread_is}."

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from edgetrain.errors import UserError
 from edgetrain.tasks.base import Context, Predict, Task
 from edgetrain.tasks.predictions import Predictions
 
@@ -45,5 +46,11 @@ class Classify(Task):
             return Predictions.of_logits(predict(inputs), labels)
 
     def example_inputs(self) -> tuple[Tensor, ...]:
-        """One input of zeros, of the shape that the model says it takes."""
-        return (torch.zeros(1, *self.model.input_shape),)
+        """One input of zeros, of the shape that the model says it takes. Raises UserError when it says none."""
+        shape = getattr(self.model, "input_shape", None)
+        if shape is None:
+            raise UserError(
+                f"{type(self.model).__name__} does not say its input_shape, which task=classify traces and exports it "
+                "with; give the model's class that attribute, without the batch, as in (49, 10)"
+            )
+        return (torch.zeros(1, *shape),)

@@ -258,6 +258,15 @@ def test_what_is_computed_is_kept_and_made_again_for_anything_that_shapes_it(ton
         known = more
 
 
+def test_what_an_older_version_of_the_code_kept_is_made_again(
+    tones: Path, own_caches: Path, monkeypatch: pytest.MonkeyPatch
+):
+    built(tones)
+    monkeypatch.setattr("edgetrain.data.audio_clips.VERSION", 0)
+    built(tones)
+    assert len(list((own_caches / "edgetrain" / "audio").iterdir())) == 2
+
+
 def test_a_set_too_large_for_the_cache_is_decoded_when_it_is_asked_for(tones: Path, monkeypatch: pytest.MonkeyPatch):
     small = built(tones, features="samples").samples("train")
     monkeypatch.setattr("edgetrain.data.audio.LARGEST_CACHE", 1000)
@@ -291,6 +300,22 @@ def test_a_folder_of_folders_of_files_is_read_without_ffmpeg(tmp_path: Path):
     assert data.labels == sorted(LABELS)
     assert [data.facts()[name]["samples"] for name in ("train", "validation", "test")] == [36, 6, 6]
     assert data.groups("test") == {}
+
+
+def test_a_folder_of_files_may_be_named_from_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for label, name in enumerate(LABELS):
+        (tmp_path / "files" / name).mkdir(parents=True)
+        for take in range(60):
+            soundfile.write(tmp_path / "files" / name / f"{take}.wav", tone(label, 0, take), 8000)
+    there = built(tmp_path / "files", speaker=None).facts()
+    monkeypatch.chdir(tmp_path)
+    assert built(Path("files"), speaker=None).facts() == there
+    assert refusal_of_one(tmp_path) == "data.path=files: row 0 of train (high/0.wav) is empty: it holds no samples"
+
+
+def refusal_of_one(folder: Path) -> str:
+    soundfile.write(folder / "files" / "high" / "0.wav", np.zeros(0), 8000)
+    return refusal(Path("files"), speaker=None).partition(";")[0]
 
 
 def test_a_folder_without_splits_is_cut_by_hash(tmp_path: Path):
@@ -366,6 +391,8 @@ def test_bad_recordings_and_labels_are_named_with_their_row(tmp_path: Path):
         ({"noise_volume": -1.0}, "data.noise_volume=-1.0 is negative"),
         ({"time_shift_ms": 1000}, "data.time_shift_ms=1000 is not between 0 and a clip's 1000 ms"),
         ({"limit": 0}, "data.limit=0 keeps nothing"),
+        ({"batch_size": 0}, "data.batch_size=0 holds no clip"),
+        ({"workers": -1}, "data.workers=-1 is negative"),
         ({"audio": "sound"}, "data.audio=sound is not in data.path=.*; its columns are audio, label, speaker"),
         ({"label": "lable"}, r"data.label=lable is not in .*did you mean 'label'"),
         ({"speaker": "who"}, "data.speaker=who is not in"),

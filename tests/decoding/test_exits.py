@@ -1,5 +1,6 @@
 """Every exit's numbers against the slow way: one forward a layer, all logits, torch's cross-entropy."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -112,3 +113,8 @@ def test_no_batch_is_a_sentence(trained: SimpleNamespace) -> None:
         exit_rows(trained.model, [])
     with pytest.raises(UserError, match=r"measure\.exits\.batches=0"):
         Exits(batches=0)
+
+
+def test_a_model_without_layers_to_leave_after_is_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="measure.exits needs a language model with layers.*Linear has none"):
+        Exits().measure(SimpleNamespace(model=torch.nn.Linear(2, 2)), RunFolder(tmp_path))

@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -61,3 +62,10 @@ def test_without_the_extra_one_sentence_says_how_to_install_it(
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     with pytest.raises(UserError, match=r'install it with: pip install -c constraints\.txt -e "\.\[eval\]"'):
         benchmark(loaded, RunFolder(tmp_path), "boolq")
+
+
+def test_a_run_without_a_tokenizer_is_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"asks a language model, and this run's data \(SimpleNamespace\) has no tokeni"
+    ):
+        benchmark(SimpleNamespace(data=SimpleNamespace()), RunFolder(tmp_path), "boolq")

@@ -61,7 +61,7 @@ def test_a_float_model_stands_beside_chance_and_majority(tmp_path: Path) -> None
     assert metrics["classification/accuracy"] == 0.8
     assert metrics["classification/chance"] == pytest.approx(1 / 3)
     assert metrics["classification/majority"] == 0.3
-    assert metrics["classification/speaker_worst"] == 0.6
+    assert "classification/speaker_worst" not in metrics  # two groups of five
     assert "classification/lost" not in metrics
     rows = folder.read_table("classification")
     assert [(row["model"], float(row["accuracy"])) for row in rows] == [
@@ -94,7 +94,10 @@ def test_a_quantised_model_is_paired_with_its_float_network(tmp_path: Path) -> N
     assert metrics["classification/lost"] == pytest.approx(0.2)
     assert metrics["classification/differs"] == 4
     assert metrics["classification/p"] == 10 / 16
-    assert metrics["classification/lost_low"] < 0 < 0.2 < metrics["classification/lost_high"] < 0.4
+    binomtest = pytest.importorskip("scipy.stats").binomtest
+    only_float, only_int8 = (binomtest(count, 10).proportion_ci(0.975) for count in (3, 1))
+    assert metrics["classification/lost_low"] == pytest.approx(only_float.low - only_int8.high, abs=1e-6)
+    assert metrics["classification/lost_high"] == pytest.approx(only_float.high - only_int8.low, abs=1e-6)
     rows = folder.read_table("classification")
     assert [row["model"] for row in rows] == ["chance", "majority", "float", "int8"]
     assert float(rows[-1]["change"]) == pytest.approx(-0.2)
@@ -104,6 +107,25 @@ def test_a_quantised_model_is_paired_with_its_float_network(tmp_path: Path) -> N
 def test_confusions_have_the_label_in_the_row() -> None:
     judged = Predictions(TARGETS, torch.tensor(FLOAT), torch.zeros(10))
     assert confusion(judged, 3).tolist() == [[2, 1, 0], [0, 2, 0], [1, 0, 4]]
+
+
+def test_the_worst_group_is_one_of_at_least_thirty_items_that_have_a_speaker(tmp_path: Path) -> None:
+    """ann 27 of 30 right, bob 0 of 2, silence (nobody's) 0 of 40."""
+    data = Data()
+    right = [True] * 27 + [False] * 3 + [False] * 42
+    items = torch.arange(72.0)[:, None]
+    data.test_dataloader = lambda: [(items, torch.zeros(72, dtype=torch.long))]
+    data.groups = lambda split: {"speaker": ["ann"] * 30 + ["bob"] * 2 + [""] * 40}
+    metrics, folder = measured(Answers([0 if each else 1 for each in right]), tmp_path, data)
+    assert metrics["classification/speaker_worst"] == pytest.approx(0.9)
+    assert [row["value"] for row in folder.read_table("classification_speaker")] == ["ann", "bob"]
+
+
+@pytest.mark.parametrize("outside", [3, -1])
+def test_an_answer_that_is_no_label_is_in_no_cell_of_the_confusions(outside: int) -> None:
+    judged = Predictions(torch.tensor([1, 0]), torch.tensor([0, outside]), torch.zeros(2))
+    with pytest.raises(UserError, match=f"the model answers class {outside}, but data.labels are 3"):
+        confusion(judged, 3)
 
 
 def test_data_without_labels_or_with_other_groups_is_refused(tmp_path: Path) -> None:

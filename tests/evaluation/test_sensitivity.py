@@ -83,6 +83,14 @@ def test_the_network_is_as_before_and_fewer_bits_change_more(tmp_path: Path) -> 
     assert [row["layer"] for row in rows[:6]] == ["0", "3", "6", "11", "14", "all layers"]
 
 
+@pytest.mark.parametrize(("size", "counts"), [(3, [3, 2]), (8, [5]), (1, [1] * 5)])
+def test_ranges_are_read_from_as_many_samples_as_asked(size: int, counts: list[int]) -> None:
+    """Whatever the batch size of a loader of data without `samples`."""
+    loaded = SimpleNamespace(train_dataloader=lambda: [(torch.zeros(size, 2), torch.zeros(size))] * 9)
+    task = SimpleNamespace(inputs=lambda batch: batch[:1])
+    assert [len(batch) for batch in Sensitivity(samples=5).inputs(task, loaded)] == counts
+
+
 def test_settings_and_models_that_do_not_fit_are_refused() -> None:
     with pytest.raises(UserError, match="numbers from 2 to 8"):
         Sensitivity(bits=[8, 1])

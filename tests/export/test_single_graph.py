@@ -2,21 +2,28 @@
 
 import errno
 import importlib.util
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from exported_networks import CLASSES, SHAPE, batch, convolutional, quantized
+from rich.console import Console
 from torch import Tensor, nn
 
 from edgetrain.errors import UserError
+from edgetrain.export import single_graph
 from edgetrain.export.artefact import Artefact
 from edgetrain.export.executorch import ExecuTorch
 from edgetrain.export.onnx import Onnx
 from edgetrain.export.pt2 import Pt2
 from edgetrain.export.single_graph import item_by_item
+from edgetrain.jobs.fit import check_exports
+from edgetrain.methods.quantize import Quantize
 from edgetrain.models.quantized import QuantizedModel, Scheme
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -155,6 +162,51 @@ def test_q7_is_written_in_float_only(tmp_path: Path) -> None:
     assert [artefact.name for artefact in Pt2().export(model, INPUTS, None, tmp_path)] == ["fp32"]
     with pytest.raises(UserError, match=r"formats=\['int8'\]: the q7 scheme shifts by powers of two"):
         Pt2(["int8"]).export(model, INPUTS, None, tmp_path)
+
+
+def test_int8_of_a_network_that_cannot_be_quantised_is_refused_before_training(exporter: Any) -> None:
+    network = nn.Sequential(nn.Linear(3, 2), nn.LogSoftmax(-1))
+    asked, example = type(exporter)(["int8"]), (torch.zeros(1, 3),)
+    with pytest.raises(UserError, match=rf"export.{exporter.target}.formats=.*ends in log_softmax.*formats=\[fp32\]"):
+        asked.check(network, example)
+    asked.check(network[0], example)
+    exporter.check(network, example)  # which writes it in fp32
+
+
+def test_int8_beside_another_scheme_is_refused_before_training() -> None:
+    trained = SimpleNamespace(
+        model=convolutional(),
+        task=SimpleNamespace(methods=[Quantize(scheme="q7")], example_inputs=lambda: INPUTS),
+    )
+    nodes = {"pt2": {"_target_": "edgetrain.export.pt2.Pt2", "formats": ["int8"]}}
+    with pytest.raises(UserError, match=r"formats=\['int8'\]: the q7 scheme shifts by powers of two"):
+        check_exports(SimpleNamespace(export=nodes), trained)
+    nodes["pt2"]["formats"] = ["fp32"]
+    check_exports(SimpleNamespace(export=nodes), trained)
+
+
+def test_writing_int8_warns_of_nothing(tmp_path: Path) -> None:
+    """Copying a graph copies a LeafSpec, of which Python warns once a process: so in one of its own."""
+    code = (
+        "import sys; sys.path.insert(0, 'tests/export'); sys.path.insert(0, 'tests'); from pathlib import Path;"
+        "from exported_networks import quantized; from edgetrain.export.pt2 import Pt2; import torch;"
+        "from exported_networks import SHAPE;"
+        f"Pt2(['int8']).export(quantized(), (torch.zeros(1, *SHAPE),), None, Path({str(tmp_path)!r}))"
+    )
+    done = subprocess.run([sys.executable, "-W", "always", "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "LeafSpec" not in done.stderr
+
+
+def test_many_operators_are_told_before_they_are_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Pt2().export(convolutional(), INPUTS, None, tmp_path)
+    assert "operators" not in capsys.readouterr().err
+    monkeypatch.setattr(single_graph, "MANY", 0)
+    monkeypatch.setattr(single_graph, "console", Console(stderr=True, highlight=False))
+    Pt2().export(nn.Sequential(nn.Linear(2, 2), nn.ReLU()).eval(), (torch.zeros(1, 2),), None, tmp_path)
+    assert "write 2 operators as pt2 fp32" in capsys.readouterr().err
 
 
 def test_forms_that_are_not_there_are_sentences(tmp_path: Path) -> None:

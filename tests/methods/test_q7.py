@@ -180,7 +180,7 @@ def test_released_networks_in_q7_label_the_clips_as_in_floating_point(
     from edgetrain.ops.mfcc import MFCC
 
     monkeypatch.setenv("EDGETRAIN_DATA", str(REAL))
-    network = keyword_pretrained(name)
+    network = keyword_pretrained(name).eval()
     front_end = MFCC(stride_ms=20 if network.feature_shape[0] == 49 else 40)
     clips = [
         torch.from_numpy(soundfile.read(REAL / "kws_clips" / f"{each}_1000ms.wav", dtype="float32")[0])
@@ -197,7 +197,7 @@ def test_a_recurrent_network_is_refused(monkeypatch: pytest.MonkeyPatch) -> None
     from edgetrain.models.keyword_pretrained import keyword_pretrained
 
     monkeypatch.setenv("EDGETRAIN_DATA", str(REAL))
-    network = keyword_pretrained("gru_s")
+    network = keyword_pretrained("gru_s").eval()
     with pytest.raises(UserError, match="grus.0 has"):  # before training
         Quantize(scheme="q7").plan(network, None)
     with pytest.raises(UserError, match="grus.0 has"):

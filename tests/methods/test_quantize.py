@@ -1,5 +1,6 @@
 """Batch norms folded, and networks in 8 bits after training, against arithmetic in whole numbers."""
 
+import importlib.util
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,9 +11,18 @@ from torch import Tensor, nn
 
 from edgetrain.build import build_methods
 from edgetrain.errors import UserError
-from edgetrain.methods.quantize import Quantize, can_quantize, post_training
+from edgetrain.methods.quantize import Quantize, check_post_training, post_training
 from edgetrain.methods.quantize_capture import batch_norms, capture, folded
 from edgetrain.models.quantized import QuantizedModel
+
+
+def can_quantize(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> bool:
+    try:
+        check_post_training(model, example_inputs)
+    except UserError:
+        return False
+    return True
+
 
 pytest.importorskip("executorch")
 
@@ -267,6 +277,41 @@ def test_an_output_without_steps_is_refused() -> None:
         post_training(Softmax(nn.Linear(3, 2)), (torch.zeros(1, 3),), Samples(inputs(4, (3,))))
 
 
+def ending(*last: nn.Module) -> nn.Sequential:
+    network = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2), *last).eval()
+    network.input_shape = (3,)
+    return network
+
+
+@pytest.mark.parametrize(
+    ("last", "possible"),
+    [
+        ([nn.LogSoftmax(-1)], False),
+        ([nn.Sigmoid()], False),
+        ([nn.LogSoftmax(-1), nn.Flatten()], False),
+        ([], True),
+        ([nn.ReLU()], True),
+        ([nn.Flatten()], True),
+        ([nn.BatchNorm1d(2)], True),
+        ([nn.BatchNorm1d(2), nn.ReLU()], True),
+    ],
+)
+def test_what_cannot_be_done_after_training_is_said_before_it(last: list[nn.Module], possible: bool) -> None:
+    """The oracle is doing it."""
+    network, example = ending(*last), (torch.zeros(1, 3),)
+    assert can_quantize(network, example) is possible
+    try:
+        post_training(network, example, Samples(inputs(8, (3,))))
+        done = True
+    except UserError:
+        done = False
+    assert done is possible
+    if not possible:
+        with pytest.raises(UserError, match="which has no 8-bit form"):
+            Quantize().plan(network, None)
+    assert not any("quantization" in key for key in vars(network))
+
+
 @pytest.mark.parametrize(("layer", "place"), [(0, "0.weight"), (1, "1")])
 def test_a_network_that_is_not_finite_is_refused_with_the_place(layer: int, place: str) -> None:
     network = mlp(3, 4, 2)
@@ -318,3 +363,12 @@ def test_finish_gives_the_quantised_model_with_its_float_network() -> None:
     assert model.scheme.name == "int8"
     with torch.no_grad():
         torch.testing.assert_close(model.float_model(inputs(3)), separable()(inputs(3)), rtol=1e-5, atol=1e-5)
+
+
+def test_packages_that_are_missing_are_named_with_the_line_that_installs_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        "importlib.util.find_spec", lambda name, *more: None if name == "torchao" else found(name, *more)
+    )
+    with pytest.raises(UserError, match=r'quantising needs torchao, not installed here; pip install .*"\.\[deploy\]"'):
+        check_post_training(nn.Sequential(nn.Linear(2, 2)), (torch.zeros(1, 2),))

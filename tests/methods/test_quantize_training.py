@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from quantize_networks import Samples, inputs, mlp, separable
 from torch import Tensor, nn
 
+from edgetrain.checkpoint import load_weights
+from edgetrain.errors import UserError
 from edgetrain.methods.quantize import Quantize, post_training
 from edgetrain.methods.quantize_capture import batch_norms, capture, folded
 from edgetrain.methods.quantize_training import MOMENTUM, learnt_ranges
@@ -196,3 +198,23 @@ def test_a_network_that_rounds_is_exported_without_rounding() -> None:
     rounding(network)
     program = torch.export.export(network.eval(), (torch.zeros(2, 4),))
     assert "fake_quantize" not in str(program.graph)
+
+
+@pytest.mark.parametrize("further", [False, True])
+def test_weights_that_learnt_to_round_start_another_run_with_or_without_it(further: bool) -> None:
+    """Without their ranges, which are the layers' of the run that saw them; a run that goes on has its own."""
+    learnt, started = mlp(3, 4, 2), mlp(3, 4, 2, seed=1)
+    method = Quantize(qat_start=0)
+    method.apply(learnt, method.plan(learnt, None)).train()(inputs(8, (3,)))
+    stored = {key: value.clone() for key, value in learnt.state_dict().items()}
+    assert any(key.endswith("input_range") for key in stored)
+    load_weights(started, stored, "a run")
+    for name, value in started.state_dict().items():
+        assert torch.equal(value, stored[name])
+    if further:
+        again = Quantize(qat_start=0)
+        again.apply(started, again.plan(started, None))
+        load_weights(started, stored, "the same run")
+        assert torch.equal(started[0].input_range, stored["0.input_range"])
+    with pytest.raises(UserError, match="unknown 0.other_range"):
+        load_weights(mlp(3, 4, 2), stored | {"0.other_range": torch.zeros(2)}, "a run")

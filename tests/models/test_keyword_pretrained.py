@@ -35,7 +35,7 @@ def features_of(clips: dict[str, Tensor], network: KeywordNetwork) -> Tensor:
 def test_dnn_and_ds_cnn_label_yes_no_and_silence_with_the_noted_probabilities(
     name: str, clips: dict[str, Tensor]
 ) -> None:
-    network = keyword_pretrained(name, front_end=True)
+    network = keyword_pretrained(name, front_end=True).eval()
     with torch.no_grad():
         said = {clip: network(samples).softmax(1)[0] for clip, samples in clips.items()}
     for clip in ("yes", "no", "silence"):
@@ -47,7 +47,7 @@ def test_dnn_and_ds_cnn_label_yes_no_and_silence_with_the_noted_probabilities(
 @pytest.mark.parametrize("name", ["basic_lstm_s", "lstm_s", "gru_s", "crnn_s"])
 def test_the_recurrent_networks_hear_yes_and_no(name: str, clips: dict[str, Tensor]) -> None:
     """So gates are in the right order: nobody has noted what these networks say of silence."""
-    network = keyword_pretrained(name, front_end=True)
+    network = keyword_pretrained(name, front_end=True).eval()
     for clip in ("yes", "no"):
         with torch.no_grad():
             said = network(clips[clip]).softmax(1)[0]
@@ -57,7 +57,7 @@ def test_the_recurrent_networks_hear_yes_and_no(name: str, clips: dict[str, Tens
 @pytest.mark.parametrize("name", ["basic_lstm_s", "lstm_s", "gru_s"])
 def test_a_recurrent_network_is_its_definition(name: str, released: Path, clips: dict[str, Tensor]) -> None:
     tensors = {key: value.astype(np.float64) for key, value in load_file(released / f"{name}.safetensors").items()}
-    network = keyword_pretrained(name).double()
+    network = keyword_pretrained(name).double().eval()
     features = features_of(clips, network).double()
     for clip, logits in zip(features, network(features).detach().numpy(), strict=True):
         if name == "gru_s":
@@ -102,7 +102,7 @@ def normalised(x: np.ndarray, tensors: dict[str, np.ndarray], name: str) -> np.n
 
 def test_the_cnn_is_its_definition(released: Path, clips: dict[str, Tensor]) -> None:
     t = {key: value.astype(np.float64) for key, value in load_file(released / "cnn_s.safetensors").items()}
-    network = keyword_pretrained("cnn_s").double()
+    network = keyword_pretrained("cnn_s").double().eval()
     features = features_of(clips, network).double()
     for clip, logits in zip(features, network(features).detach().numpy(), strict=True):
         x = valid_convolution(clip.numpy()[..., None], t["Variable"], (1, 1)) + t["Variable_1"]
@@ -116,7 +116,7 @@ def test_the_cnn_is_its_definition(released: Path, clips: dict[str, Tensor]) -> 
 
 def test_the_crnn_is_its_definition(released: Path, clips: dict[str, Tensor]) -> None:
     t = {key: value.astype(np.float64) for key, value in load_file(released / "crnn_s.safetensors").items()}
-    network = keyword_pretrained("crnn_s").double()
+    network = keyword_pretrained("crnn_s").double().eval()
     features = features_of(clips, network).double()
     for clip, logits in zip(features, network(features).detach().numpy(), strict=True):
         maps = np.maximum(valid_convolution(clip.numpy()[..., None], t["W"], (2, 2)) + t["Variable"], 0)
@@ -178,3 +178,11 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     place.write_bytes(place.read_bytes()[:1000])
     with pytest.raises(UserError, match=f"cannot load {place}"):
         keyword_pretrained("dnn_s", folder)
+
+
+def test_a_network_comes_in_train_mode_as_every_model_is_built_so_that_its_norms_learn(released: Path) -> None:
+    network = keyword_pretrained("ds_cnn_s")
+    assert all(module.training for module in network.modules())
+    before = network.norm.running_mean.clone()
+    network(torch.ones(2, 49, 10))
+    assert not torch.equal(network.norm.running_mean, before)

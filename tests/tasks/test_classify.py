@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from edgetrain.errors import UserError
 from edgetrain.tasks.base import Task
 from edgetrain.tasks.classify import Classify
 from edgetrain.tasks.predictions import Predictions
@@ -39,6 +40,11 @@ def test_every_item_is_kept_in_order() -> None:
 def test_an_example_has_the_shape_that_the_model_says() -> None:
     (example,) = Classify(Fixed(), [], None, total_steps=1).example_inputs()
     assert example.shape == (1, 4, 2)
+
+
+def test_a_model_that_says_no_shape_is_a_sentence() -> None:
+    with pytest.raises(UserError, match="Linear does not say its input_shape"):
+        Classify(nn.Linear(2, 2), [], None, total_steps=1).example_inputs()
 
 
 def test_methods_see_the_logits_and_give_the_objective() -> None:
