@@ -3,18 +3,21 @@
 The one order everywhere: build, `init_from`, plan or saved plan, apply, load_state_dict, optimiser.
 """
 
+import random
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import hydra.utils
+import numpy as np
+import torch
 import yaml
 from torch import nn
 
 from edgetrain.checkpoint import last_checkpoint, load_weights, model_weights, read_checkpoint, read_weights
 from edgetrain.config import Config
 from edgetrain.errors import UserError
-from edgetrain.folder import RunFolder
+from edgetrain.folder import RunFolder, write_atomic
 
 Plans = dict[str, dict[str, Any]]
 
@@ -50,11 +53,16 @@ def build(node: dict[str, Any], **runtime: Any) -> Any:
 
 
 def build_methods(config: Config) -> dict[str, Any]:
-    """In list order. Raises UserError when one that changes the arithmetic does not stand last."""
+    """In list order. Raises UserError when one that changes the arithmetic does not stand last, or one that keeps
+    weights by their names in the model does not stand before those that change the model at the end.
+    """
     methods = {name: build(node) for name, node in config.method.items()}
     for name in list(methods)[:-1]:
         if getattr(methods[name], "changes_numerics", False):
             raise UserError(f"method.{name} changes the arithmetic, so it stands last: method=[..., {name}]")
+    for name in list(methods)[1:]:
+        if hasattr(methods[name], "judged_weights"):
+            raise UserError(f"method.{name} keeps weights by their names, so it stands first: method=[{name}, ...]")
     return methods
 
 
@@ -68,8 +76,7 @@ def build_trained(config: Config, plans: Plans | None = None) -> Trained:
     check_classes(model, data, config.model)
     check_shape(model, data)
     if config.init_from and plans is None:
-        source = find_source(config.init_from)
-        load_weights(model, read_weights(source), source)
+        initialise(model, find_source(config.init_from))
     methods = build_methods(config)
     made: Plans = {}
     for name, method in methods.items():
@@ -82,6 +89,16 @@ def build_trained(config: Config, plans: Plans | None = None) -> Trained:
     optimizer = factory(config.optimizer) if config.optimizer else None
     task = build(config.task, model=model, methods=list(methods.values()), optimizer=optimizer)
     return Trained(model, task, data, config, made)
+
+
+def initialise(model: nn.Module, source: str) -> None:
+    """Copy the weights of a file or run; a backbone in a larger model may start from a classifier without its head."""
+    weights = read_weights(source)
+    backbone = getattr(model, "backbone", None)
+    if backbone is None or any(key.startswith("backbone.") for key in weights):
+        load_weights(model, weights, source)
+    else:
+        load_weights(backbone, {key: value for key, value in weights.items() if not key.startswith("head.")}, source)
 
 
 def check_vocabulary(model: nn.Module, data: Any) -> None:
@@ -140,7 +157,20 @@ def load_trained(folder: RunFolder, config: Config) -> Trained:
     checkpoint = read_checkpoint(path)
     trained = build_trained(config, checkpoint.get("edgetrain", {}).get("plans"))
     load_weights(trained.model, model_weights(checkpoint), str(path))
+    load_method_states(trained, checkpoint.get("edgetrain", {}).get("methods", {}))
     return finish(trained)
+
+
+def method_states(trained: Trained) -> dict[str, dict[str, Any]]:
+    """What methods keep over the steps beside their plans, by name: plain containers, for a checkpoint."""
+    named = zip(trained.config.method, trained.task.methods, strict=True)
+    return {name: method.state_dict() for name, method in named if hasattr(method, "state_dict")}
+
+
+def load_method_states(trained: Trained, states: dict[str, dict[str, Any]]) -> None:
+    for name, method in zip(trained.config.method, trained.task.methods, strict=True):
+        if name in states:
+            method.load_state_dict(states[name])
 
 
 def finish(trained: Trained) -> Trained:
@@ -151,6 +181,18 @@ def finish(trained: Trained) -> Trained:
     trained.task.model = trained.model
     trained.task.eval()
     return trained
+
+
+def seed_everything(seed: int) -> None:
+    """Every generator that a run draws from."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def write_config(config: dict[str, Any], folder: RunFolder) -> None:
+    """config.yaml, from which the run is repeated."""
+    write_atomic(folder.path / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
 
 
 def read_config(folder: RunFolder) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from edgetrain.processes import is_first
 
 RANGES = ("input_range", "output_range")  # names of the buffers [2] that training with rounding adds to layers
 MODEL_PREFIX = "model."  # of the plain model's keys inside a task's state dict
+AVERAGED = "averaged"  # in the state of a method: weights by the model's keys, which stand for those that train
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"  # a run's newest checkpoint, and the one before it
 
 
@@ -109,13 +110,25 @@ def model_weights(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
     return {key.removeprefix(MODEL_PREFIX): value for key, value in state.items() if key.startswith(MODEL_PREFIX)}
 
 
+def shipped_weights(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
+    """The same, as a run ships them: a method may keep an average of those that train."""
+    states = checkpoint.get("edgetrain", {}).get("methods", {})
+    weights = model_weights(checkpoint)
+    for state in states.values():
+        averaged = state.get(AVERAGED, {})
+        weights |= {key: value.to(weights[key].dtype) for key, value in averaged.items() if key in weights}
+    return weights
+
+
 def read_weights(source: str) -> dict[str, Tensor]:
-    """The plain model's state dict from a run folder, a .ckpt or .safetensors file, or a Hugging Face folder."""
+    """The plain model's state dict, as it is shipped: of a run folder, a .ckpt or .safetensors file, or a Hugging Face
+    folder.
+    """
     path = Path(source)
     if os.path.isfile(path / "config.yaml"):  # False, where Path.is_file raises, for a name that is too long
         path = last_checkpoint(RunFolder.open(path))
     if path.suffix == ".ckpt":
-        return model_weights(read_checkpoint(path))
+        return shipped_weights(read_checkpoint(path))
     if path.suffix == ".safetensors":
         files = [path]
     else:

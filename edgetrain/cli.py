@@ -31,6 +31,7 @@ verbs
   eval      run=RUN [key=value]                   judge a trained model on held-out data
             tasks=[boolq,...] [num_fewshot=N] [limit=N] [batch_size=8] [exit_layer=E] [include_path=DIR]
                                                   or on tasks of lm-evaluation-harness; mobilellm_zero_shot: the paper's
+            arithmetic=int8|q7                    or in the whole numbers that export=[c] computes
             artefact=DIR [form=int8] [key=value]  an exported folder in its own runtime, anywhere
   generate  run=RUN prompt=TEXT [tokens=128] [temperature=0] [exit_layer=E] [draft=D|auto] [seed=0]
             [weights=int8] [draft_weights=int8] [compiled=true]
@@ -193,7 +194,13 @@ def eval_verb(arguments: list[str]) -> None:
     tasks = take_value(arguments, "tasks")
     names = ("num_fewshot", "limit", "batch_size", "exit_layer", "include_path") if tasks is not None else ()
     options = {name: take_value(arguments, name) for name in names}
+    arithmetic = take_value(arguments, "arithmetic")
     trained, folder = open_run(arguments)
+    if arithmetic is not None:
+        from edgetrain.evaluation.arithmetic import evaluate_in
+
+        print_metrics(evaluate_in(trained, arithmetic))
+        return
     if tasks is not None:
         from edgetrain.evaluation.benchmarks import benchmark
         from edgetrain.run import report
@@ -425,6 +432,9 @@ def open_run(arguments: list[str]):  # noqa: ANN201
     config, folder = read_run(arguments)
     if folder.is_study:
         raise UserError(f"run={shown_path(folder.path)} is a study; name one of its runs: run=<study>/runs/<name>")
+    if folder.is_search:
+        best = folder.path / folder.read_json("metrics.json", {}).get("best/run", "runs/<network>")
+        raise UserError(f"run={shown_path(folder.path)} is a search; name one of its networks: run={shown_path(best)}")
     from edgetrain.build import load_trained
 
     return load_trained(folder, config), folder

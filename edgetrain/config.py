@@ -42,6 +42,7 @@ TRUSTED = re.compile(
     r"|lightning\.pytorch\.(callbacks|loggers|strategies)\.[A-Z]\w*"
     r"|transformers\.AutoModel\w*\.from_(pretrained|config)"
     r"|timm\.create_model"
+    r"|torchvision\.transforms\.v2\.[A-Z]\w*"
 )
 
 

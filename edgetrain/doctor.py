@@ -19,6 +19,7 @@ REQUIRED = {  # module: distribution
     "soundfile": "soundfile",
     "flwr": "flwr",
     "timm": "timm",
+    "torchvision": "torchvision",
     "peft": "peft",
     "matplotlib": "matplotlib",
     "optuna": "optuna",

@@ -5,6 +5,7 @@
         tables/*.csv  figures/*.png  checkpoints/  logs/  export/<target>/
         study.json  runs/<variant>_seed<n>/  of a study: how to go on with it, and its runs, each a run folder
         sweep.json  trials.journal  results.csv  best.yaml  runs/trial<n>_seed<n>/  of a sweep, likewise
+        search.json  runs/<network>_seed<n>/  of an architecture search, likewise
 
 `report.json` is the ordered list of what the report shows. Whoever measures adds items to it (`add_table`,
 `add_figure`, `add_tokens`); the report draws them without knowing the subject.
@@ -159,6 +160,11 @@ class RunFolder:
     def is_sweep(self) -> bool:
         return (self.path / "sweep.json").is_file()
 
+    @property
+    def is_search(self) -> bool:
+        """Whether it holds the networks that an architecture search trained."""
+        return (self.path / "search.json").is_file()
+
     def child(self, variant: str | None, seed: int) -> "RunFolder":
         """Where a study's run of that variant and seed is, or will be; without a variant the name is the seed's."""
         return RunFolder(self.path / "runs" / "_".join(filter(None, [variant, f"seed{seed}"])))
@@ -229,6 +235,15 @@ class RunFolder:
         """Coloured running text: spans are (text, style), styles plain, good, bad and note; `legend` explains them."""
         item = {"kind": "spans", "name": name, "title": title, "caption": caption}
         self._add_item(item | {"spans": [list(span) for span in spans], "legend": legend})
+
+    def remove_items(self, prefix: str) -> None:
+        """Take the tables and figures whose names begin so out of the report, with their files."""
+        items = self.report_items()
+        kept = [item for item in items if not item["name"].startswith(prefix)]
+        if kept != items:
+            self.write_json("report.json", kept)
+        for path in (*self.path.glob(f"tables/{prefix}*.csv"), *self.path.glob(f"figures/{prefix}*.png")):
+            path.unlink()
 
     def report_items(self) -> list[Row]:
         return self.read_json("report.json", [])

@@ -1,21 +1,17 @@
 """The main story: seed, build, job, measure, cost, export, judge, report. One run becomes one folder."""
 
-import random
 import time
 from typing import Any
 
-import numpy as np
-import torch
-import yaml
 from rich.console import Console
 
-from edgetrain.build import Trained, build
+from edgetrain.build import Trained, build, seed_everything, write_config
 from edgetrain.claims import judge
 from edgetrain.config import Config
 from edgetrain.environment import describe, now
 from edgetrain.errors import UserError
 from edgetrain.export.shipping import ship
-from edgetrain.folder import RunFolder, write_atomic
+from edgetrain.folder import RunFolder
 from edgetrain.hardware.costing import cost_devices
 from edgetrain.hardware.folding import deployed
 from edgetrain.jobs.memory import out_of_memory
@@ -33,9 +29,7 @@ def run(config: Config, folder: RunFolder) -> dict[str, float | int | str]:
     Of several processes the first does all that follows training; the others end with it, and return nothing.
     """
     started = time.monotonic()
-    random.seed(config.seed)
-    np.random.seed(config.seed)
-    torch.manual_seed(config.seed)
+    seed_everything(config.seed)
     environment = begin(config, folder) if is_first() else {}
 
     try:
@@ -69,7 +63,7 @@ def begin(config: Config, folder: RunFolder) -> dict[str, Any]:
         environment["resumed"] = [*environment.get("resumed", []), describe()]
     else:
         environment = describe() | {"seed": config.seed}
-        write_atomic(folder.path / "config.yaml", yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True))
+        write_config(config.to_dict(), folder)
     folder.write_json("environment.json", environment)
     return environment
 

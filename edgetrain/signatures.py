@@ -250,16 +250,42 @@ def _statements(body: list[ast.stmt]) -> Iterator[ast.stmt]:
 
 
 def _of_class(source: Source, definition: ast.ClassDef) -> Signature:
-    """The parameters of __init__, own or inherited; of a dataclass, its fields."""
+    """The parameters of __init__, own or inherited; of a dataclass, its fields.
+
+    An __init__ that hands its **settings on as they are has the parameters of the next class's too.
+    """
     fields: dict[str, Parameter] = {}
+    own: dict[str, Parameter] = {}
+    given, keywords = 0, set[str | None]()  # what the __init__ before gives to the next one itself
     for _, owner in _lineage(source, definition):
         if _is_dataclass(owner):
             fields = _fields(owner) | fields
         elif not fields:
-            for item in owner.body:
-                if isinstance(item, ast.FunctionDef) and item.name in ("__init__", "__new__"):
-                    return _of_function(item, owner, bound=True)
-    return Signature(fields)
+            maker = next((item for item in owner.body if getattr(item, "name", "") in ("__init__", "__new__")), None)
+            if not isinstance(maker, ast.FunctionDef):
+                continue
+            found = _of_function(maker, owner, bound=True)
+            left = list(found.parameters.items())[given:]
+            own |= {name: parameter for name, parameter in left if name not in {*own, *keywords}}
+            call = _handing_on(maker)
+            if call is None:
+                return Signature(own, found.open_ended)
+            given, keywords = len(call.args), {keyword.arg for keyword in call.keywords}
+    return Signature(fields | own, bool(own))
+
+
+def _handing_on(maker: ast.FunctionDef) -> ast.Call | None:
+    """The `super().__init__(..., **settings)` that is the only use of the **settings of an __init__."""
+    if maker.args.kwarg is None:
+        return None
+    name, nodes = maker.args.kwarg.arg, list(ast.walk(maker))
+    uses = [node for node in nodes if isinstance(node, ast.Name) and node.id == name]
+    for node in nodes:
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "super().__init__":
+            handed = [keyword.value for keyword in node.keywords if keyword.arg is None]
+            if len(uses) == 1 and handed == uses:
+                return node
+    return None
 
 
 def _lineage(source: Source, definition: ast.ClassDef) -> Iterator[tuple[Source, ast.ClassDef]]:

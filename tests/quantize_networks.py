@@ -55,6 +55,17 @@ def unsettle(network: nn.Module) -> None:
                 nn.init.normal_(norm.bias)
 
 
+@torch.no_grad()
+def settle(network: nn.Module, shape: tuple[int, ...]) -> nn.Module:
+    """Statistics of batch norms as some inputs have them, so that no signal vanishes; in eval mode."""
+    for norm in network.modules():
+        if isinstance(norm, nn.modules.batchnorm._BatchNorm):
+            norm.reset_running_stats()
+            norm.momentum = None
+    network.train()(inputs(64, shape))
+    return network.eval()
+
+
 def inputs(count: int, shape: tuple[int, ...] = (1, 12, 6), seed: int = 1) -> Tensor:
     return torch.randn(count, *shape, generator=torch.Generator().manual_seed(seed)) * 2 + 0.5
 

@@ -5,6 +5,8 @@ from pathlib import Path
 
 from audio_sets import write_fsdd, write_speech_commands
 from conftest import ROOT
+from image_sets import write_cifar10, write_imagenet
+from segmentation_sets import write_ade20k, write_camvid, write_cityscapes
 
 
 def write_hinglish_top(folder: Path) -> None:
@@ -21,7 +23,16 @@ def write_words(folder: Path) -> None:
     write_speech_commands(folder, ["yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go", "cat"])
 
 
-MADE_UP = {"hinglish_top": write_hinglish_top, "fsdd": write_fsdd, "speech_commands": write_words}
+MADE_UP = {
+    "hinglish_top": write_hinglish_top,
+    "fsdd": write_fsdd,
+    "cifar10": write_cifar10,
+    "camvid": write_camvid,
+    "ADEChallengeData2016": write_ade20k,
+    "cityscapes": write_cityscapes,
+    "ILSVRC/imagenet-1k": write_imagenet,
+    "speech_commands": write_words,
+}
 
 
 def sets(place: Path) -> Path:
@@ -30,6 +41,7 @@ def sets(place: Path) -> Path:
     found = place / "sets"
     found.mkdir()
     for name, write in MADE_UP.items():
+        (found / name).parent.mkdir(exist_ok=True)
         if (real / name).is_dir():
             (found / name).symlink_to(real / name)
         else:

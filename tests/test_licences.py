@@ -61,12 +61,12 @@ def test_non_commercial_licences_are_known_by_their_words(licence: str, warned: 
 
 def test_an_options_licence_is_that_of_its_own_data_alone(workplace: Path) -> None:
     """FSDD's does not become that of recordings of one's own, whose folder is not named either."""
-    own = compose(["recipe=kws_fsdd", "data.path=/home/me/recordings"])
+    own = compose(["recipe=kws_fsdd", "data.path=elsewhere/recordings"])
     row = licences(own)[0]
     assert (row["name"], row["source"], row["licence"]) == ("recordings", None, None)
     (row, *_) = licences(compose(["recipe=kws_fsdd"]))
     assert (row["name"], row["licence"]) == ("fsdd", "CC BY-SA 4.0")
-    mine = ["data.path=/home/me/recordings", "data.origin.source=me", "data.origin.licence=CC0"]
+    mine = ["data.path=elsewhere/recordings", "data.origin.source=me", "data.origin.licence=CC0"]
     assert licences(compose(["recipe=kws_fsdd", *mine]))[0]["licence"] == "CC0"
 
 

@@ -26,16 +26,16 @@ def test_every_command_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr("edgetrain.doctor.REQUIRED", {"torch": "torch"})  # importing all takes half a minute
     monkeypatch.setattr("edgetrain.doctor.OPTIONAL", {})
     typed = commands()
-    assert len(typed) == 26
+    assert len(typed) == 32
     for arguments in typed:
         trains = (arguments[0].startswith("recipe=") or arguments[0] == "sweep") and "--smoke" not in arguments
         shrunk = ["--smoke", *(["retrain=1"] if arguments[0] == "sweep" else [])] if trains else []
         assert main([*arguments, *shrunk]) == 0, arguments
 
 
-def test_the_two_scripts_are_there_and_executable() -> None:
+def test_the_scripts_are_there_and_executable() -> None:
     named = set(re.findall(r"^(scripts/\w+)", README, flags=re.MULTILINE))
-    assert named == {"scripts/run", "scripts/test"}
+    assert named == {"scripts/run", "scripts/test", "scripts/qemu_run"}
     assert all((ROOT / name).stat().st_mode & 0o111 for name in named)
 
 

@@ -27,6 +27,23 @@ class Own(Parent):
 class Open(Parent):
     def __init__(self, width: int, **others): ...
 
+class HandingOn(Own):
+    def __init__(self, depth: str, extra: int = 0, **others):
+        super().__init__(3, name="x", **others)
+
+class Keeping(Own):
+    def __init__(self, **others):
+        self.others = others
+        super().__init__(3, **others)
+
+class Further(HandingOn):
+    def __init__(self, **others):
+        super().__init__(**others)
+
+class Orphan:
+    def __init__(self, width: int, **others):
+        super().__init__(**others)
+
 @dataclass
 class Settings:
     rate: float
@@ -115,6 +132,15 @@ def test_inheritance_reexports_dataclasses_and_methods_are_followed(
 
 def test_a_target_with_keyword_arguments_is_open_ended(package: None) -> None:
     assert signature("signed.things.Open").open_ended
+
+
+def test_keywords_that_are_handed_on_are_the_next_classs_parameters(package: None) -> None:
+    handed = signature("signed.things.HandingOn")
+    assert handed.parameters == {"depth": Parameter("str", True), "extra": Parameter("int", False)}
+    assert not handed.open_ended
+    assert signature("signed.things.Further") == handed
+    assert signature("signed.things.Keeping").open_ended  # what else happens to them nobody knows
+    assert list(signature("signed.things.Orphan").parameters) == ["width"]
 
 
 def test_what_cannot_be_read_is_imported(package: None) -> None:

@@ -479,6 +479,12 @@ def test_figures_of_folds_spread_over_folds_not_over_seeds(tmp_path: Path, monke
     assert "over the 2 folds, each" in captions["Variants"]
 
 
+def test_only_sizes_make_a_family() -> None:
+    names = ["net_s", "net_xl", "net_b2", "net_125m", "no_shortcut", "no_mixcfn", "three_layer_cnn", "lone"]
+    families = ["net", "net", "net", "net", "no_shortcut", "no_mixcfn", "three_layer_cnn", "lone"]
+    assert [result.family_of(name) for name in names] == families
+
+
 def test_only_folds_with_finished_runs_are_counted(tmp_path: Path) -> None:
     config, folder = by_hand(tmp_path / "s", {"none": [1.0, 4.0, 3.0]}, study={"folds": 3})
     for seed in (1, 2):

@@ -5,13 +5,12 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-import yaml
-
 from edgetrain.bench.catalogue import benches
 from edgetrain.bench.load import usable_cores
 from edgetrain.bench.side_by_side import Timing, ratio
+from edgetrain.build import write_config
 from edgetrain.environment import describe, now
-from edgetrain.folder import Row, RunFolder, write_atomic
+from edgetrain.folder import Row, RunFolder
 from edgetrain.report.page import write_report
 from edgetrain.report.terminal import print_table
 
@@ -21,7 +20,7 @@ def run_bench(name: str, values: dict[str, Any], out: str | None = None) -> RunF
     folder = RunFolder.create(f"bench_{name}", out)
     started = time.monotonic()
     config = {"recipe": f"bench_{name}", "description": benches()[name].sentence, "bench": {"name": name, **values}}
-    write_atomic(folder.path / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+    write_config(config, folder)
     environment = describe() | {"usable_cores": usable_cores()}
     folder.write_json("environment.json", environment)
     bench = getattr(importlib.import_module(f"edgetrain.bench.{name}"), name)

@@ -9,21 +9,19 @@ the set is small.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO, ClassVar, Literal
 
 import numpy as np
 import torch
-from lightning import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from edgetrain.data.audio_augmentation import Augmentation
-from edgetrain.data.audio_clips import Clip, Decoder, Split, thinned
+from edgetrain.data.audio_clips import Clip, Decoder
 from edgetrain.data.audio_reader import duration
-from edgetrain.data.order import ResumableLoader
-from edgetrain.data.packed import digest
+from edgetrain.data.labelled import LabelledData
 from edgetrain.data.preview import Preview, content_keys, duplicate_rows
 from edgetrain.errors import UserError
 from edgetrain.ops.mfcc import MFCC
@@ -32,24 +30,21 @@ LARGEST_CACHE = 2**30  # bytes of decoded clips; those of a larger set are decod
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
-class AudioData(LightningDataModule):
-    """Batches (inputs float32, labels int64 [batch]). `splits` and `labels` exist after `setup`.
+class AudioData(LabelledData):
+    """Batches of clips (inputs float32, labels int64 [batch]). The other arguments are LabelledData's.
 
-    path: of the set. num_classes: verified against the labels. clip_seconds, sample_rate: of a clip.
+    clip_seconds, sample_rate: of a clip.
     window_ms, stride_ms, coefficients: of the features; frames: how many a clip has, verified.
     features: mfcc gives [batch, frames, coefficients], samples [batch, clip_seconds * sample_rate].
     downmix: average the channels of recordings that have several; otherwise they are an error.
     time_shift_ms: most that a training clip moves either way; noise_probability: share of training clips with noise;
         noise_volume: most that the noise is multiplied by.
-    seed: of the training order and of what happens to training clips. limit: clips kept per split, evenly spaced over
-        it; None keeps all. workers: processes that read batches; 0 reads in the training process.
-    origin: the set's source and licence.
 
     A subclass says `find_splits` and `open`. Raises UserError for settings that no clip could have.
     """
 
-    path: str
-    num_classes: int
+    item: ClassVar[str] = "clip"
+
     clip_seconds: float = 1.0
     sample_rate: int = 16000
     window_ms: float = 40
@@ -61,16 +56,9 @@ class AudioData(LightningDataModule):
     time_shift_ms: float = 0
     noise_probability: float = 0.0
     noise_volume: float = 0.1
-    batch_size: int = 100
-    seed: int = 0
-    limit: int | None = None
-    workers: int = 0
-    origin: dict[str, str] | None = None
-    labels: list[str] = field(init=False)
-    splits: dict[str, Split] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
-        super().__init__()
+        super().__post_init__()
         self.clip_samples = round(self.clip_seconds * self.sample_rate)
         try:
             self.front_end = MFCC(self.sample_rate, self.window_ms, self.stride_ms, coefficients=self.coefficients)
@@ -92,16 +80,6 @@ class AudioData(LightningDataModule):
             raise UserError(
                 f"data.time_shift_ms={self.time_shift_ms} is not between 0 and a clip's {1000 * self.clip_seconds:g} ms"
             )
-        if self.batch_size < 1:
-            raise UserError(f"data.batch_size={self.batch_size} holds no clip; set it to at least 1")
-        if self.workers < 0:
-            raise UserError(f"data.workers={self.workers} is negative; 0 reads in the training process")
-        if self.limit is not None and self.limit < 1:
-            raise UserError(f"data.limit={self.limit} keeps nothing; set it to at least 1, or null for all")
-
-    def find_splits(self) -> dict[str, Split]:
-        """train, validation and test, which share no clip; sets `labels`."""
-        raise NotImplementedError
 
     def noises(self) -> list[np.ndarray]:
         """Recordings that background noise is cut from; none for white noise."""
@@ -119,40 +97,16 @@ class AudioData(LightningDataModule):
         if self.features == "mfcc":
             _ = self.cached_features
 
-    def setup(self, stage: str | None = None) -> None:
-        """Find every split's clips; a second call does nothing.
-
-        Raises UserError when the set cannot be read, has another number of labels, or leaves a split empty.
-        """
-        if self.splits:
-            return
-        found = self.find_splits()
-        if len(self.labels) != self.num_classes:
-            raise UserError(
-                f"data.num_classes={self.num_classes}, but data.path={self.path} has {len(self.labels)} labels "
-                f"({', '.join(self.labels[:20])}); set data.num_classes={len(self.labels)}"
-            )
-        for name, split in found.items():
-            if not split.clips:
-                raise UserError(f"the {name} split of data.path={self.path} has no clips; give more recordings")
-        self.splits = {name: Split(thinned(each.clips, self.limit), each.dropped) for name, each in found.items()}
-
-    def train_dataloader(self) -> ResumableLoader:
-        return ResumableLoader(Samples(self, "train", self.augmentation), self.seed, self.batch_size, self.workers)
-
-    def val_dataloader(self) -> DataLoader:
-        return self._in_order("validation")
-
-    def test_dataloader(self) -> DataLoader:
-        return self._in_order("test")
-
     def samples(self, split: str) -> "Samples":
         """(input, label) of each clip as it is, in the order of the split."""
         return Samples(self, split)
 
+    def training_samples(self) -> "Samples":
+        return Samples(self, "train", self.augmentation)
+
     def groups(self, split: str) -> dict[str, list[str]]:
         """{"speaker": [...]}, in the order of the split, where the set names speakers; "" for clips without one."""
-        speakers = [clip.speaker for clip in self.splits[split].clips]
+        speakers = [clip.speaker for clip in self.splits[split].items]
         return {"speaker": speakers} if any(speakers) else {}
 
     def preprocessing(self) -> dict[str, Any]:
@@ -172,46 +126,31 @@ class AudioData(LightningDataModule):
         return clip | frames | bank
 
     def facts(self) -> dict[str, Any]:
-        """What a report says of the data: a hash of its contents, the sizes of its splits, and two baselines.
-
-        chance: accuracy of a uniform guess; majority: on test, of always answering train's most frequent label.
-        """
-        facts: dict[str, Any] = {"corpus_sha256": digest(*(self._sha256(split) for split in self.splits))}
+        """LabelledData's, and how many speakers a split has."""
+        facts = super().facts()
         for name, split in self.splits.items():
-            speakers = {clip.speaker for clip in split.clips} - {""}
-            facts[name] = {"samples": len(split.clips), "speakers": len(speakers), "dropped": split.dropped}
-        tested = self._counts("test")
-        majority = float(tested[self._counts("train").argmax()] / tested.sum())
-        return facts | {"chance": 1 / len(self.labels), "majority": majority}
+            facts[name]["speakers"] = len({clip.speaker for clip in split.items} - {""})
+        return facts
 
     def preview(self, samples: int = 10) -> Preview:
         """The first clips that a run trains on, sizes, clips of each label, lengths, and repeated contents."""
         order = self.train_dataloader().sampler
-        train = self.splits["train"].clips
+        train = self.splits["train"].items
         chosen = [train[index] for index, _ in zip(order, range(samples), strict=False)]
         lengths = {
-            name: np.array([round(1000 * self._seconds(clip)) for clip in split.clips])
+            name: np.array([round(1000 * self._seconds(clip)) for clip in split.items])
             for name, split in self.splits.items()
         }
         texts = [
             " ".join(filter(None, [f"{self._seconds(clip):.2f} s ", self.labels[clip.label], clip.speaker, clip.where]))
             for clip in chosen
         ]
-        rows = [
-            {"split": name, "clips": len(split.clips)}
-            | dict(zip(self.labels, self._counts(name).tolist(), strict=True))
-            for name, split in self.splits.items()
-        ]
         heard = {
-            name: [clip for clip in split.clips if clip.content is not None] for name, split in self.splits.items()
+            name: [clip for clip in split.items if clip.content is not None] for name, split in self.splits.items()
         }
         keys = {name: content_keys(clip.key for clip in clips) for name, clips in heard.items()}
-        notes = [
-            f"{name}: {split.dropped} clips dropped because an earlier split holds them"
-            for name, split in self.splits.items()
-            if split.dropped
-        ]
-        return Preview(texts, rows, lengths, "ms a recording", duplicate_rows("clips", keys), notes)
+        duplicates = duplicate_rows("clips", keys)
+        return Preview(texts, self.split_rows(), lengths, "ms a recording", duplicates, self.dropped_notes())
 
     @cached_property
     def augmentation(self) -> Augmentation:
@@ -223,17 +162,6 @@ class AudioData(LightningDataModule):
     @cached_property
     def decoder(self) -> Decoder:
         return Decoder(self.path, self.open, self.clip_seconds, self.sample_rate, self.downmix)
-
-    @cached_property
-    def distinct(self) -> list[Clip]:
-        """The clips of all splits, one of each content, in an order that is the same for every way to split the set."""
-        clips = {clip.key: clip for split in self.splits.values() for clip in split.clips}
-        return [clips[key] for key in sorted(clips)]
-
-    @cached_property
-    def places(self) -> dict[bytes, int]:
-        """Where each key's clip is among the distinct ones, which is where the cache has it."""
-        return {clip.key: place for place, clip in enumerate(self.distinct)}
 
     @cached_property
     def cached_clips(self) -> np.ndarray | None:
@@ -259,31 +187,18 @@ class AudioData(LightningDataModule):
             return self.decoder(clips)
         return torch.from_numpy(self.cached_clips[[self.places[clip.key] for clip in clips]])
 
-    def _sha256(self, split: str) -> str:
-        """Of the clips' contents and labels, in order."""
-        return digest(*(f"{clip.key.hex()} {clip.label}" for clip in self.splits[split].clips))
-
-    def _counts(self, split: str) -> np.ndarray:
-        """Clips of each label."""
-        return np.bincount([clip.label for clip in self.splits[split].clips], minlength=len(self.labels))
-
     def _seconds(self, clip: Clip) -> float:
         if clip.content is None:
             return self.clip_seconds
         with self.open(clip) as file:
             return duration(file)
 
-    def _in_order(self, split: str) -> DataLoader:
-        # Its own generator, as in ResumableLoader: validation must not move the global one.
-        samples = self.samples(split)
-        return DataLoader(samples, batch_size=self.batch_size, num_workers=self.workers, generator=torch.Generator())
-
 
 class Samples(Dataset):
     """(input, label) of each clip of a split. `epoch` is what a loader sets; only augmented samples depend on it."""
 
     def __init__(self, data: AudioData, split: str, augmentation: Augmentation | None = None) -> None:
-        self.data, self.clips, self.augmentation = data, data.splits[split].clips, augmentation or None
+        self.data, self.clips, self.augmentation = data, data.splits[split].items, augmentation or None
         self.epoch = 0
 
     def __len__(self) -> int:

@@ -4,7 +4,7 @@ A clip is the beginning of its recording; zeros follow a shorter one, as TensorF
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -38,21 +38,6 @@ class Clip:
     where: str
     content: Any
     stamp: bytes = b""
-
-
-@dataclass(frozen=True)
-class Split:
-    """clips in order; dropped: how many were left out because an earlier split holds the same."""
-
-    clips: list[Clip] = field(default_factory=list)
-    dropped: int = 0
-
-
-def thinned(clips: list[Clip], limit: int | None) -> list[Clip]:
-    """At most `limit` of them, from the middles of as many equal parts."""
-    if limit is None or len(clips) <= limit:
-        return clips
-    return [clips[(2 * part + 1) * len(clips) // (2 * limit)] for part in range(limit)]
 
 
 @dataclass(frozen=True)

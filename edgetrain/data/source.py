@@ -52,16 +52,18 @@ def text_splits(path: str, column: str) -> dict[str, Dataset]:
         raise UserError(f"data.path={path}{_reason(error, local)}") from error
 
 
-def read_columns(path: str, columns: dict[str, str]) -> dict[str, Dataset]:
-    """Each split of the set with the columns that keys of `data` name, by {key: column}; one of audio is not decoded.
+def read_columns(path: str, columns: dict[str, str], kind: str = "audio") -> dict[str, Dataset]:
+    """Each split of the set with the columns that keys of `data` name, by {key: column}; media are not decoded.
 
-    Raises UserError as `read_splits` does.
+    kind: audio or image, for messages. Raises UserError as `read_splits` does.
     """
     local = find_local(path)
     try:
         loaded = _load_local(local) if local else _load_hub(path)
     except (*READING, ImportError) as error:  # datasets wants FFmpeg for a hub's folder of files
-        raise UserError(f"data.path={path}{_reason(error, local, 'a folder of audio files, parquet files')}") from error
+        raise UserError(
+            f"data.path={path}{_reason(error, local, f'a folder of {kind} files, parquet files')}"
+        ) from error
     return with_columns(loaded, path, columns)
 
 
@@ -74,8 +76,8 @@ def with_columns(splits: dict[str, Dataset], path: str, columns: dict[str, str])
             _check_present(split.features, path, key, column)
         read[name] = split.select_columns(list(dict.fromkeys(columns.values())))
         for column, feature in read[name].features.items():
-            if isinstance(feature, datasets.Audio):
-                read[name] = read[name].cast_column(column, datasets.Audio(decode=False))
+            if isinstance(feature, datasets.Audio | datasets.Image):
+                read[name] = read[name].cast_column(column, type(feature)(decode=False))
     return read
 
 
@@ -119,7 +121,7 @@ def read_streams(path: str, column: str, types: tuple[str, ...]) -> dict[str, St
     try:
         loaded = _load_local(local, streaming=True) if local else _load_hub(path, streaming=True)
         rows = {name: _one_column(split, path, column, types) for name, split in loaded.items()}
-        prints = [_fingerprint(path, local, times) for times in (False, True)]
+        prints = [fingerprint(path, local, times) for times in (False, True)]
     except READING as error:
         raise UserError(f"data.path={path}{_reason(error, local)}") from error
     _check_train(rows, path)
@@ -133,7 +135,8 @@ def _check_train(splits: dict[str, Any], path: str) -> None:
         )
 
 
-def _fingerprint(path: str, local: Path | None, times: bool) -> str:
+def fingerprint(path: str, local: Path | None, times: bool) -> str:
+    """Of the names and sizes of the set's files, and with `times` of their times; on the hub its commit."""
     if local is None:
         return str(HfApi().dataset_info(path.partition(":")[0], timeout=PROBE_SECONDS).sha)
     files = [(str(file.relative_to(local)), file.stat()) for file in _files(local)]

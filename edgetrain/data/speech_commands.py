@@ -23,8 +23,9 @@ from typing import BinaryIO, Literal
 import numpy as np
 
 from edgetrain.data.audio import AudioData
-from edgetrain.data.audio_clips import Clip, Split
+from edgetrain.data.audio_clips import Clip
 from edgetrain.data.audio_files import read_noises
+from edgetrain.data.labelled import Split
 from edgetrain.data.source import find_local
 from edgetrain.errors import UserError, listing, nearest
 

@@ -8,10 +8,9 @@ from torch import Tensor
 from edgetrain.errors import UserError
 from edgetrain.folder import Row, RunFolder
 from edgetrain.models.quantized import QuantizedModel, float_network
-from edgetrain.paired import compare
 from edgetrain.report.figures import heatmap
 from edgetrain.spread import wilson_interval
-from edgetrain.tasks.predictions import Predictions
+from edgetrain.tasks.predictions import Predictions, trivial_accuracies
 
 MOST_LABELS = 20  # more than this are not drawn
 FEWEST = 30  # items of a group that can be the worst: of fewer, chance decides which one is
@@ -51,18 +50,20 @@ class Classification:
         for each in judged.values():
             check_answers(each, len(data.labels))
         shipped = list(judged.values())[-1]
-        rows = trivial_rows(data, len(shipped)) + [
-            {"model": name} | scores(each.right) | {"loss": each.mean_loss} for name, each in judged.items()
+        trivial = trivial_accuracies(data)
+        rows: list[Row] = [
+            {"model": name, "n": len(shipped), "accuracy": accuracy} for name, accuracy in trivial.items()
         ]
+        rows += [{"model": name} | scores(each.right) | {"loss": each.mean_loss} for name, each in judged.items()]
         metrics = {
             "accuracy": rows[-1]["accuracy"],
             "accuracy_low": rows[-1]["low"],
             "accuracy_high": rows[-1]["high"],
             "loss": rows[-1]["loss"],
         }
-        metrics |= {row["model"]: row["accuracy"] for row in rows[: -len(judged)]}
+        metrics |= trivial
         if len(judged) > 1:
-            change = compared(judged["float"], shipped)
+            change = shipped.compared_with(judged["float"])
             rows[-1] |= change
             metrics |= {"float_accuracy": judged["float"].accuracy, "differs": change["differs"], "p": change["p"]}
             metrics |= {
@@ -90,26 +91,6 @@ def scores(right: Tensor) -> Row:
     share = right.double().mean().item()
     low, high = wilson_interval(share, len(right))
     return {"n": len(right), "accuracy": share, "low": low, "high": high}
-
-
-def trivial_rows(data: Any, items: int) -> list[Row]:
-    """What needs no model: a guess, and where the data knows it, always the most frequent label of training."""
-    shares = {"chance": 1 / len(data.labels)}
-    facts = data.facts() if hasattr(data, "facts") else {}
-    shares |= {"majority": facts["majority"]} if "majority" in facts else {}
-    return [{"model": name, "n": items, "accuracy": share} for name, share in shares.items()]
-
-
-def compared(float_judged: Predictions, judged: Predictions) -> Row:
-    """What quantising changed, item by item."""
-    pairs = compare(float_judged.right, judged.right)
-    return {
-        "differs": int((float_judged.predicted != judged.predicted).sum()),
-        "change": pairs.difference,
-        "change_low": pairs.low,
-        "change_high": pairs.high,
-        "p": pairs.p,
-    }
 
 
 def grouped(values: list[str], judged: Predictions, order: list[str]) -> list[Row]:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from edgetrain.errors import UserError
 from edgetrain.models.llama import Llama
 from edgetrain.ops.hidden_states import captured_hidden_states
-from edgetrain.tasks.language import logits_of
+from edgetrain.tasks.predictions import logits_of
 
 Logits = Callable[[int, slice], Tensor]
 

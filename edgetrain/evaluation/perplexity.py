@@ -20,7 +20,7 @@ from edgetrain.errors import UserError, listing
 from edgetrain.evaluation.model import check_exit, context_of, layers_of
 from edgetrain.folder import Row, RunFolder
 from edgetrain.report.figures import line_chart
-from edgetrain.tasks.language import logits_of
+from edgetrain.tasks.predictions import logits_of
 
 TOKENS = 4096  # read in one forward, but at least one window
 

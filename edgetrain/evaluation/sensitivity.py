@@ -13,7 +13,6 @@ from edgetrain.methods.calibration import draw, first_of_loader
 from edgetrain.methods.quantize_capture import FRONT_END, LAYERS, batch_norms, capture, folded
 from edgetrain.methods.quantize_training import INPUT, Rounding, plain_layers, round_layers
 from edgetrain.models.quantized import float_network
-from edgetrain.paired import compare
 from edgetrain.report.figures import bar_chart
 from edgetrain.tasks.predictions import Predictions
 
@@ -123,15 +122,9 @@ def round_inputs_and_weights(network: nn.Module, ranges: Ranges, bits: int) -> N
 
 
 def changes(exact: Predictions, judged: Predictions) -> Row:
-    pairs = compare(exact.right, judged.right)
-    return {
-        "loss_change": judged.mean_loss - exact.mean_loss,
-        "accuracy": judged.accuracy,
-        "change": pairs.difference,
-        "change_low": pairs.low,
-        "change_high": pairs.high,
-        "differs": int((exact.predicted != judged.predicted).sum()),
-    }
+    pairs = judged.compared_with(exact)
+    paired = {key: pairs[key] for key in ("change", "change_low", "change_high", "differs")}
+    return {"loss_change": judged.mean_loss - exact.mean_loss, "accuracy": judged.accuracy, **paired}
 
 
 def draw_changes(folder: RunFolder, rows: list[Row]) -> None:

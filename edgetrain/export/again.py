@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from edgetrain.build import build
@@ -32,13 +33,20 @@ def judge_again(folder: Path, manifest: Row, config: Config, form: str | None = 
     data.prepare_data()
     node = {key: value for key, value in config.task.items() if key != "exit_layers"}  # of the model's; here is none
     task: Any = build(node, model=nn.Identity(), methods=[], optimizer=None)
-    check_data(data, task.inputs(next(iter(held_out(task, data)))), manifest)
+    check_data(data, called_with(task, next(iter(held_out(task, data)))), manifest)
     metrics = {}
     for name in [form] if form else forms:
         predict = exporter.load(folder, name, tuple(forms[name]["files"]))
         found = task.evaluate(predict, held_out(task, data))
         metrics |= {f"{name}/{key}": value for key, value in found.items()}
     return metrics
+
+
+def called_with(task: Any, batch: Any) -> tuple[Tensor, ...]:
+    """What judging a batch calls the artefact with: its inputs, or one of each size that is made of them."""
+    if hasattr(task, "called_with"):
+        return tuple(torch.empty(1, *shape) for shape in sorted(task.called_with(batch)))
+    return task.inputs(batch)
 
 
 def check_data(data: Any, inputs: tuple[Tensor, ...], manifest: Row) -> None:
@@ -56,7 +64,8 @@ def check_data(data: Any, inputs: tuple[Tensor, ...], manifest: Row) -> None:
                 f"the artefact's inputs were prepared with {key}={mine.get(key)}, and the data's are with "
                 f"{key}={theirs.get(key)}; judge it with data that is prepared alike"
             )
-    if manifest["labels"]:  # of text the length is free
+    free = any("sizes" in form for form in manifest["forms"].values())
+    if manifest["labels"] and not free:  # of text the length is free too
         shapes = [list(value.shape[1:]) for value in inputs]
         made_for = [each["shape"][1:] for each in manifest["inputs"]]
         if shapes != made_for:

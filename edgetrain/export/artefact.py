@@ -1,6 +1,6 @@
 """What an exporter is, and what it hands back."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -9,6 +9,22 @@ from torch import Tensor, nn
 
 Predict = Callable[..., Tensor]
 Generate = Callable[[Tensor, int], Tensor]
+
+
+@dataclass(frozen=True)
+class Emulation:
+    """The artefact on another processor, under an emulator; it has to give the very numbers that `predict` gives here.
+
+    processor: such as cortex_m4; kernels: whose code computes the layers; items: of the held-out data it runs on, in
+    their order, since emulation is slow. run: called like the model on those items; gives the logits, and a row for
+    each layer of the last item: layer, kind, macs, instructions. facts: flags, compiler, emulator, memory.
+    """
+
+    processor: str
+    kernels: str
+    items: int
+    run: Callable[..., tuple[Tensor, list[dict[str, Any]]]]
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -21,7 +37,7 @@ class Artefact:
     quantised output, in which differences are reported; facts: plain values for manifest.json (quantisation of each
     layer, operators, runtime and its version, memory); generate: (prompt [n], new tokens) -> tokens [n + new], greedy,
     through the artefact's own cache, where the model is a language model; timed: whether `predict` is the runtime that
-    it will be shipped with, so that its latency says something.
+    it will be shipped with, so that its latency says something; emulations: where else it is run.
     """
 
     name: str
@@ -33,6 +49,7 @@ class Artefact:
     facts: Mapping[str, Any] = field(default_factory=dict)
     generate: Generate | None = None
     timed: bool = True
+    emulations: Sequence[Emulation] = ()
 
 
 class Exporter(Protocol):

@@ -16,7 +16,7 @@ from torch.export import ExportedProgram
 from edgetrain.errors import UserError
 from edgetrain.export.single_graph import OUTPUT, Call, GraphExporter, damaged, input_names, users_of
 from edgetrain.folder import write_atomic
-from edgetrain.hardware.exported_graph import silence
+from edgetrain.hardware.exported_graph import every_size, silence
 
 MEMORY_NOTE = "inputs, outputs and what portable kernels need; XNNPACK allocates its own, so this is not the RAM needed"
 
@@ -33,7 +33,8 @@ class ExecuTorch(GraphExporter):
 
     def lacking(self, program: ExportedProgram) -> dict[str, set[str]]:
         """Operators that XNNPACK does not take and of which the runtime has no kernel."""
-        lacking = without_kernel(program.run_decompositions().graph)
+        with every_size(bool(program.range_constraints)):
+            lacking = without_kernel(program.run_decompositions().graph)
         if not lacking:
             return {}  # soon known; lowering takes longer
         try:
@@ -45,7 +46,7 @@ class ExecuTorch(GraphExporter):
         edge = lowered(program)
         if lacking := without_kernel(edge.exported_program().graph):
             raise self.refusal(lacking)
-        with silence():
+        with silence(), every_size(bool(program.range_constraints)):
             finished = edge.to_executorch()
         write_atomic(path, finished.buffer)
         plan = finished.executorch_program.execution_plan[0]
@@ -85,7 +86,7 @@ def runtime() -> Any:
 
 def lowered(program: ExportedProgram) -> Any:
     """The edge program, with what XNNPACK takes handed to it. Raises UserError for what cannot be lowered."""
-    with silence():
+    with silence(), every_size(bool(program.range_constraints)):
         from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
         from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
 
@@ -112,6 +113,8 @@ def without_kernel(graph: fx.Graph) -> dict[str, set[str]]:
             return None
         if operator.is_view:  # becomes a copy, or nothing
             known = f"{operator._schema.name}_copy" in families
+        elif operator.name() in kernels:  # of a free size; its result is a number
+            known = True
         else:
             try:
                 known = to_variant(operator, SchemaKind.out).name() in kernels

@@ -1,7 +1,7 @@
 """An artefact judged on held-out data, by the lines that judge the model, and compared with what it is to equal."""
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,27 +10,31 @@ from torch import Tensor
 
 from edgetrain.errors import UserError
 from edgetrain.export.artefact import Artefact
-from edgetrain.folder import Row, RunFolder
-from edgetrain.tasks.predictions import Predictions
+from edgetrain.folder import RunFolder
+from edgetrain.tasks.mask_predictions import MaskPredictions
+from edgetrain.tasks.predictions import Predictions, logits_of
 
 PROMPT, GENERATED = 8, 16  # tokens of the text that a language model's artefact has to go on with as the model does
-
-
 ROUNDED = 1 + 1e-4  # two whole steps of a quantised output are a little more in float32
 
 
 @dataclass(frozen=True)
 class Judged:
-    """parity: the largest absolute difference of an output from the reference's, over everything judged."""
+    """parity: the largest absolute difference of an output from the reference's, over everything judged.
 
-    predictions: Predictions
-    reference: Predictions
+    same, answers: of how many answers artefact and reference say the same: items, of masks the pixels of the output.
+    """
+
+    predictions: Predictions | MaskPredictions
+    reference: Predictions | MaskPredictions
     parity: float
+    same: int
+    answers: int
 
     @property
     def agreement(self) -> float:
-        """Share of items of which artefact and reference say the same."""
-        return (self.predictions.predicted == self.reference.predicted).float().mean().item()
+        """Share of answers that are the same."""
+        return self.same / self.answers
 
 
 def held_out(task: Any, data: Any) -> Iterable[Any]:
@@ -39,20 +43,41 @@ def held_out(task: Any, data: Any) -> Iterable[Any]:
     return itertools.islice(data.test_dataloader(), task.judged_batches)
 
 
+def check_called(exporter: Any, task: Any, data: Any) -> None:
+    """Raises UserError when the first held-out batch would call an artefact with inputs of a size it will not take."""
+    if hasattr(exporter, "check_sizes") and hasattr(task, "called_with"):
+        called = task.called_with(next(iter(held_out(task, data))))
+        exporter.check_sizes(task.example_inputs(), called)
+
+
 def judge(artefact: Artefact, task: Any, batches: Iterable[Any]) -> Judged:
-    """Both run on the same batches, each once."""
-    ours: list[Predictions] = []
-    theirs: list[Predictions] = []
+    """Both run on the same batches, each called as the task calls a model."""
+    ours: list[Any] = []
+    theirs: list[Any] = []
     differences = [torch.tensor(0.0)]
+    same = answers = 0
     with torch.inference_mode():
         for batch in batches:
-            inputs = task.inputs(batch)
-            expected, found = logits(artefact.reference(*inputs)), logits(artefact.predict(*inputs))
-            theirs.append(task.judged(lambda *_, out=expected: out, batch))
-            ours.append(task.judged(lambda *_, out=found: out, batch))
-            differences.append((expected.float() - found.float()).abs().max())
+            expected: list[Tensor] = []
+            found: list[Tensor] = []
+            theirs.append(task.judged(recording(artefact.reference, expected), batch))
+            ours.append(task.judged(recording(artefact.predict, found), batch))
+            for one, other in zip(expected, found, strict=True):
+                differences.append((one.float() - other.float()).abs().max())
+            alike = task.same_answers(ours[-1], theirs[-1], found, expected)
+            same, answers = same + int(alike.sum()), answers + alike.numel()
     parity = torch.stack(differences).max().item()  # NaN, where there is any
-    return Judged(Predictions.joined(ours), Predictions.joined(theirs), parity)
+    return Judged(ours[0].joined(ours), theirs[0].joined(theirs), parity, same, answers)
+
+
+def recording(predict: Callable[..., Any], outputs: list[Tensor]) -> Callable[..., Tensor]:
+    """The same call, whose logits are also appended to `outputs`."""
+
+    def call(*inputs: Tensor) -> Tensor:
+        outputs.append(logits_of(predict(*inputs)))
+        return outputs[-1]
+
+    return call
 
 
 def check_parity(target: str, artefact: Artefact, judged: Judged) -> None:
@@ -66,16 +91,16 @@ def check_parity(target: str, artefact: Artefact, judged: Judged) -> None:
         )
 
 
-def check_generation(target: str, artefact: Artefact, batch: Any, task: Any) -> None:
+def check_generation(target: str, artefact: Artefact, task: Any, data: Any) -> None:
     """Raises UserError when the artefact's greedy text is not the model's, which is decoded here without any cache."""
     if artefact.generate is None:
         return
-    (tokens,) = task.inputs(batch)
+    (tokens,) = task.inputs(next(iter(held_out(task, data))))
     prompt = tokens[0, :PROMPT]
     expected, new = prompt, min(GENERATED, len(tokens[0]) - len(prompt))  # within the context
     with torch.inference_mode():
         for _ in range(new):
-            expected = torch.cat((expected, logits(artefact.reference(expected[None]))[0, -1:].argmax(-1)))
+            expected = torch.cat((expected, logits_of(artefact.reference(expected[None]))[0, -1:].argmax(-1)))
         found = artefact.generate(prompt, new)
     if not torch.equal(found, expected):
         same = int((found[: len(expected)] == expected[: len(found)]).int().cumprod(0).sum())
@@ -85,14 +110,9 @@ def check_generation(target: str, artefact: Artefact, batch: Any, task: Any) -> 
         )
 
 
-def write_predictions(folder: RunFolder, name: str, predictions: Predictions, data: Any) -> None:
+def write_predictions(folder: RunFolder, name: str, predictions: Predictions | MaskPredictions, data: Any) -> None:
     """tables/predictions_<name>.csv: a row an item, with what the data says of it, such as its speaker."""
-    columns = {
-        "target": predictions.target.tolist(),
-        "predicted": predictions.predicted.tolist(),
-        "loss": predictions.loss.tolist(),
-        **groups_of(data, len(predictions)),
-    }
+    columns = predictions.columns() | groups_of(data, len(predictions))
     rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
     folder.write_table(f"predictions_{name}", [{"item": index} | row for index, row in enumerate(rows)])
 
@@ -103,13 +123,7 @@ def groups_of(data: Any, items: int) -> dict[str, list[str]]:
     return {name: values[:items] for name, values in groups.items()}
 
 
-def read_predictions(folder: RunFolder, name: str) -> tuple[Predictions, list[Row]]:
-    """The predictions of that file, and its rows."""
+def read_predictions(folder: RunFolder, name: str) -> Predictions | MaskPredictions:
+    """What that file holds of every item."""
     rows = folder.read_table(f"predictions_{name}")
-    target, predicted = (torch.tensor([int(row[key]) for row in rows]) for key in ("target", "predicted"))
-    return Predictions(target, predicted, torch.tensor([float(row["loss"]) for row in rows])), rows
-
-
-def logits(output: Any) -> Tensor:
-    """Hugging Face models wrap theirs."""
-    return getattr(output, "logits", output)
+    return (MaskPredictions if "confusion" in rows[0] else Predictions).of_rows(rows)

@@ -20,6 +20,7 @@ from edgetrain.hardware.activation_memory import plan
 from edgetrain.hardware.folding import deployed
 from edgetrain.hardware.formats import parse_format
 from edgetrain.models.quantized import QuantizedModel, float_network
+from edgetrain.tasks.predictions import logits_of
 
 SCHEMA = 1
 NAME, CARD = "manifest.json", "MODEL_CARD.md"
@@ -48,8 +49,7 @@ def describe(trained: Trained, folder: RunFolder, licences: list[Row], warnings:
     network = float_network(trained.model)
     inputs = trained.task.example_inputs()
     with torch.inference_mode():
-        output = trained.model(*inputs)
-    output = getattr(output, "logits", output)
+        output = logits_of(trained.model(*inputs))
     scheme = trained.model.scheme if isinstance(trained.model, QuantizedModel) else None
     return {
         "schema": SCHEMA,
@@ -101,8 +101,11 @@ def checkpoint_sha256(folder: RunFolder) -> str | None:
 
 def file_facts(out: Path) -> Row:
     """Size and hash of every file but the manifest itself."""
-    files = sorted(path for path in out.rglob("*") if path.is_file() and path.name != NAME)
-    return {path.relative_to(out).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in files}
+    return {name: {"bytes": (out / name).stat().st_size, "sha256": sha256(out / name)} for name in files_of(out)}
+
+
+def files_of(out: Path) -> list[str]:
+    return sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file() and path.name != NAME)
 
 
 def read_manifest(folder: Path) -> Row:
@@ -126,7 +129,7 @@ def read_manifest(folder: Path) -> Row:
             raise UserError(f"{file} is missing, though {NAME} lists it; copy the whole folder again")
         if sha256(file) != facts["sha256"]:
             raise UserError(f"{file} is not the file that was judged: its sha256 differs from the one in {NAME}")
-    unlisted = sorted(file_facts(folder).keys() - manifest["files"].keys())
+    unlisted = [name for name in files_of(folder) if name not in manifest["files"]]
     if unlisted:
         raise UserError(f"{folder / unlisted[0]} is not listed in {NAME}: it was not judged; take it out")
     return manifest

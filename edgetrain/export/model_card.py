@@ -8,10 +8,16 @@ from collections import defaultdict
 from typing import Any
 
 from edgetrain.folder import Row
-from edgetrain.tasks.predictions import Predictions
 
 NON_COMMERCIAL = re.compile(r"\bNC\b|non-?commercial|research (use|only)|academic", re.IGNORECASE)
 MOST_GROUPS = 20
+JUDGED_ON = {
+    "classify": "Judged on data like that of training alone; nothing is known of other microphones, languages or "
+    "domains.",
+    "segment": "Judged on images like those of training alone; nothing is known of other cameras, places, light or "
+    "weather.",
+    "language": "Judged on text like that of training alone; what it generates was not checked for truth or harm.",
+}
 SMALL_GROUP = 30  # items below which a group's accuracy says little
 
 
@@ -27,8 +33,8 @@ def warnings_of(licences: list[Row]) -> list[str]:
     return sentences
 
 
-def model_card(manifest: Row, predictions: dict[str, Predictions], groups: dict[str, list[str]]) -> str:
-    """Markdown. predictions: of each form; groups: what the data says of each judged item."""
+def model_card(manifest: Row, predictions: dict[str, Any], groups: dict[str, list[str]]) -> str:
+    """Markdown. predictions: what each form said; groups: what the data says of each judged item."""
     sections = {
         "Use": use(manifest),
         "Made from": made_from(manifest),
@@ -50,12 +56,19 @@ def use(manifest: Row) -> str:
         f"Input: {inputs}. Output: {manifest['output']['type']} {manifest['output']['shape']}.",
     ]
     if manifest["labels"]:
-        lines.append(f"The output is a score for each of: {', '.join(manifest['labels'])}.")
+        of = " of every pixel" if manifest["task"] == "segment" else ""
+        lines.append(f"The output is a score{of} for each of: {', '.join(manifest['labels'])}.")
     if manifest["preprocessing"]:
         lines.append("The input has to be prepared as in training:")
         lines.append(table(["setting", "value"], [[key, value] for key, value in manifest["preprocessing"].items()]))
+    lines += [f"Height and width are free: {sizes}." for sizes in dict.fromkeys(free_sizes(manifest))]
     lines.append("Judge it again, on any machine with its runtime: `python -m edgetrain eval artefact=<this folder>`.")
     return "\n\n".join(lines)
+
+
+def free_sizes(manifest: Row) -> list[str]:
+    """What forms of a dynamic size say of it."""
+    return [form["sizes"] for form in manifest["forms"].values() if "sizes" in form]
 
 
 def made_from(manifest: Row) -> str:
@@ -81,18 +94,16 @@ def judged(manifest: Row) -> str:
     return f"On {items:,} items of the test split, each form in its own runtime.\n\n{table(heads, rows)}"
 
 
-def by_group(predictions: dict[str, Predictions], values: list[str]) -> str:
+def by_group(predictions: dict[str, Any], values: list[str]) -> str:
     """Accuracy of every form for each value, such as each speaker; items without one, as silence, are in no group."""
     items: dict[str, list[int]] = defaultdict(list)
     for index, value in enumerate(values):
         if value:
             items[value].append(index)
-    worst = sorted(
-        items, key=lambda value: min(each.right[items[value]].float().mean() for each in predictions.values())
-    )
+    worst = sorted(items, key=lambda value: min(each.at(items[value]).accuracy for each in predictions.values()))
     shown = {value: items[value] for value in sorted(worst[:MOST_GROUPS])}
     rows = [
-        [value, str(len(places)), *(f"{each.right[places].float().mean().item():.1%}" for each in predictions.values())]
+        [value, str(len(places)), *(f"{each.at(places).accuracy:.1%}" for each in predictions.values())]
         for value, places in shown.items()
     ]
     hidden = f"\n\nThe {MOST_GROUPS} least accurate of {len(items)}." if len(items) > MOST_GROUPS else ""
@@ -101,11 +112,9 @@ def by_group(predictions: dict[str, Predictions], values: list[str]) -> str:
     return table(["", "items", *(f"accuracy, {form}" for form in predictions)], rows) + hidden + note
 
 
-def limits(manifest: Row, predictions: dict[str, Predictions]) -> str:
+def limits(manifest: Row, predictions: dict[str, Any]) -> str:
     lines = [
-        "Judged on data like that of training alone; nothing is known of other microphones, languages or domains."
-        if manifest["task"] == "classify"
-        else "Judged on text like that of training alone; what it generates was not checked for truth or harm.",
+        JUDGED_ON.get(manifest["task"], JUDGED_ON["language"]),
         "No latency or energy was measured on a device.",
     ]
     if manifest["labels"] and predictions:

@@ -1,5 +1,6 @@
 """ONNX files, run by ONNX Runtime; int8 as a graph with QuantizeLinear and DequantizeLinear around its operators."""
 
+import platform
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,14 @@ from edgetrain.export.single_graph import OUTPUT, Call, GraphExporter, damaged, 
 from edgetrain.folder import write_atomic
 from edgetrain.hardware.exported_graph import silence
 
+# Computes quantised values in float32 between the operators that quantise, as the file says it.
+IN_FLOAT = ("session.disable_quant_qdq", "1")
 LARGEST = 2**31 - 2**24  # bytes of weights in one file; Protocol Buffers end at 2 GiB
+
+
+def sums_saturate() -> bool:
+    """Whether the runtime's int8 kernels add pairs of products in 16 bits here: on x86 without VNNI."""
+    return platform.machine().lower() in ("x86_64", "amd64") and not torch.cpu._is_vnni_supported()
 
 
 class Onnx(GraphExporter):
@@ -73,6 +81,8 @@ class Onnx(GraphExporter):
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         options.log_severity_level = 3  # errors only
+        if sums_saturate():
+            options.add_session_config_entry(*IN_FLOAT)
         try:
             session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # its exceptions share no base class

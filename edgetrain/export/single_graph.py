@@ -5,7 +5,7 @@ import importlib
 import importlib.util
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -18,6 +18,7 @@ from torch.export import ExportedProgram
 
 from edgetrain.errors import UserError, listing
 from edgetrain.export.artefact import Artefact, Predict
+from edgetrain.export.dynamic import FreeSize, check_sizes, free_size
 from edgetrain.export.language import are_language, check_llama, is_language
 from edgetrain.hardware.exported_graph import exported, silence
 from edgetrain.methods.quantize import check_post_training
@@ -47,6 +48,8 @@ class GraphExporter:
     """An exporter that writes `model_<form>.<suffix>`. Subclasses say how a graph is checked, written and opened.
 
     formats: which of fp32 and int8 to write; None writes both where the model is quantised to int8, else fp32.
+    dynamic: leave height and width of images free, each within sides [least, most] in multiples of step (pixels); such
+    a file is in fp32 alone. Raises UserError for settings that contradict each other.
     """
 
     opening_runs_code: ClassVar[bool] = False
@@ -55,10 +58,22 @@ class GraphExporter:
     writers: ClassVar[tuple[str, ...]]  # packages that writing needs
     runtimes: ClassVar[tuple[str, ...]]  # packages that running needs
 
-    def __init__(self, formats: list[str] | None = None) -> None:
+    def __init__(
+        self,
+        formats: list[str] | None = None,
+        dynamic: bool = False,
+        sides: Sequence[int] = (32, 512),
+        step: int = 1,
+    ) -> None:
         if formats is not None and (not formats or set(formats) - set(FORMS)):
             raise UserError(f"export.{self.target}.formats={formats} must list fp32, int8 or both, or be null")
-        self.formats = formats
+        if dynamic and INT8 in (formats or ()):
+            raise UserError(
+                f"export.{self.target}.formats={formats}: int8 is written at one size; ask for formats=[fp32], or set "
+                f"export.{self.target}.dynamic=false"
+            )
+        self.formats = [FP32] if dynamic else formats
+        self.free = free_size(self.target, sides, step) if dynamic else None
 
     def lacking(self, program: ExportedProgram) -> dict[str, set[str]]:
         """Operators that the target has not, each with the modules that use it."""
@@ -91,7 +106,7 @@ class GraphExporter:
                     f"export.{self.target}.formats={self.formats}: {error}; or ask for formats=[fp32]"
                 ) from error
         network = model.float_model if isinstance(model, QuantizedModel) else model
-        program = program_of(network, example_inputs, self.target)
+        program = program_of(network, example_inputs, self.target, self.free)
         with silence():
             lacking = self.lacking(program)
         if lacking:
@@ -104,6 +119,10 @@ class GraphExporter:
                 f"export.{self.target}.formats={self.formats}: the {scheme} scheme shifts by powers of two, which no "
                 f"{self.target} runtime does; ask for formats=[fp32], or quantise with the scheme int8"
             )
+
+    def check_sizes(self, example_inputs: tuple[Tensor, ...], called: set[tuple[int, ...]]) -> None:
+        """Raises UserError when `called`, shapes without the batch, has one that the artefact will not take."""
+        check_sizes(self.target, self.free, tuple(example_inputs[0].shape[1:]), called)
 
     def refusal(self, lacking: dict[str, set[str]]) -> UserError:
         operators = listing(f"{name} (in {listing(sorted(users), 3)})" for name, users in sorted(lacking.items()))
@@ -125,14 +144,15 @@ class GraphExporter:
         for form in forms_of(model, self.formats, self.target):
             file = f"model_{form.name}.{self.suffix}"
             begun = time.perf_counter()
-            program = program_of(form.module, example_inputs, self.target)
+            program = program_of(form.module, example_inputs, self.target, self.free)
             operators = sum(node.op == "call_function" for node in program.graph.nodes)
             if operators > MANY:
                 console.print(f"write {operators:,} operators as {self.target} {form.name}; this takes a minute")
             facts = self.write(program, out / file)
             facts |= {"conversion_seconds": round(time.perf_counter() - begun, 2), "threads": 1, "batch": 1}
+            facts |= {"sizes": str(self.free)} if self.free else {}
             facts |= {"runtime": {name: metadata.version(name) for name in self.runtimes}}
-            call = item_by_item(self.open(out / file))
+            call = item_by_item(said(self.open(out / file), file))
             files = tuple(sorted(path.name for path in out.glob(f"{file}*")))  # the largest have weights beside them
             artefacts.append(Artefact(form.name, files, call, form.module, form.tolerance, form.lsb, facts))
         return artefacts
@@ -145,7 +165,7 @@ class GraphExporter:
         path = folder / files[0]
         if not path.is_file():
             raise UserError(f"{path} is missing; copy the whole folder again, or export again")
-        return item_by_item(self.open(path))
+        return item_by_item(said(self.open(path), path.name))
 
 
 def forms_of(model: nn.Module, formats: list[str] | None, target: str) -> list[Form]:
@@ -171,19 +191,32 @@ def refuse_int8_language(formats: list[str] | None, target: str) -> None:
         )
 
 
-def program_of(module: nn.Module, inputs: tuple[Tensor, ...], target: str) -> ExportedProgram:
-    """The module's graph at the shapes of `inputs`. Raises UserError for one that torch.export does not take."""
+def program_of(
+    module: nn.Module, inputs: tuple[Tensor, ...], target: str, free: FreeSize | None = None
+) -> ExportedProgram:
+    """The module's graph at the shapes of `inputs`, or of images of a free size.
+
+    Raises UserError for one that torch.export does not take.
+    """
     if isinstance(module, fx.GraphModule):  # what quantisation made; it is past having modes
         # Only what the graph reads: the float weights are still beside the quantised ones.
         with torch.no_grad(), silence():  # also copying: it copies a LeafSpec, of which Python warns
-            used = fx.GraphModule(module, copy.deepcopy(module.graph))
+            used = row_major(fx.GraphModule(module, copy.deepcopy(module.graph)))
             program = torch.export.export(used, inputs)
     else:
-        program = exported(module, inputs, f"export.{target}: {type(module).__name__}")
+        shapes = free.shapes(inputs, target) if free else None
+        program = exported(row_major(module), inputs, f"export.{target}: {type(module).__name__}", shapes)
     for node in program.graph.nodes:
         for key in ("stack_trace", "from_node"):  # this machine's folders and addresses, which would be shipped
             node.meta.pop(key, None)
     return program
+
+
+def row_major(module: nn.Module) -> nn.Module:
+    """The module, or a copy where weights lie channels last, as some train faster: ExecuTorch takes no such graph."""
+    if all(tensor.is_contiguous() for tensor in (*module.parameters(), *module.buffers())):
+        return module
+    return copy.deepcopy(module).to(memory_format=torch.contiguous_format)
 
 
 def input_names(program: ExportedProgram) -> list[str]:
@@ -200,6 +233,20 @@ def item_by_item(call: Call) -> Predict:
         return torch.cat([call(item) for item in items])
 
     return predict
+
+
+def said(call: Call, file: str) -> Call:
+    """The same call. Raises UserError when the runtime refuses inputs of such a shape."""
+
+    def run(inputs: tuple[Tensor, ...]) -> Tensor:
+        try:
+            return call(inputs)
+        except Exception as error:  # of each runtime its own
+            shapes = listing(str(list(value.shape)) for value in inputs)
+            cause = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+            raise UserError(f"{file} does not run inputs of {shapes}: {cause.rstrip('.')}") from error
+
+    return run
 
 
 def users_of(nodes: Iterable[fx.Node], lacks: Callable[[fx.Node], str | None]) -> dict[str, set[str]]:

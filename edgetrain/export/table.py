@@ -10,20 +10,33 @@ from edgetrain.export.judging import held_out, read_predictions
 from edgetrain.export.manifest import NAME
 from edgetrain.folder import Row, RunFolder
 from edgetrain.models.quantized import QuantizedModel, float_network
-from edgetrain.paired import compare
-from edgetrain.tasks.predictions import Predictions
+from edgetrain.tasks.mask_predictions import MaskPredictions
+from edgetrain.tasks.predictions import Predictions, trivial_accuracies
 
+Said = Predictions | MaskPredictions
 FLOAT, QUANTIZED = "float", "quantized"  # names of the predictions of the model itself
-CAPTION = (
+JUDGED = (
     "Every row is counted from tables/predictions_ROW.csv. An artefact ran in its own runtime on the same held-out "
-    "items; differs counts the items of which it says something else than the float model, change is its accuracy "
+    "items; differs counts the items of which it says something else than the float model, "
+)
+CHANGE = (
+    "change is its accuracy "
     "minus that of the float model, with an interval that holds in at least 95% of samples (Clopper and Pearson's of "
-    "the two shares that only one gets right, 97.5% each). Milliseconds are the median of calls "
-    "with one input on one thread of the machine that exported, not of a device."
+    "the two shares that only one gets right, 97.5% each). "
+)
+MASK_CHANGE = (
+    "be it in one pixel; change is its mean_iou minus that of the float model, with the 95% interval of a percentile "
+    "bootstrap over images. mean_iou is the mean over classes of the share of the pixels in a class's truth or "
+    "prediction that are in both, of all images together; accuracy and loss (nats) are of a pixel. "
+)
+COST = (
+    "Milliseconds are the median of calls "
+    "with one input on one thread of the machine that exported, not of a device; instructions are of one input on a "
+    "processor under emulation, which ran the first items only, since it is slow."
 )
 
 
-def baseline_predictions(trained: Trained) -> dict[str, Predictions]:
+def baseline_predictions(trained: Trained) -> dict[str, Said]:
     """Of the float model, and of its quantised form, on what artefacts are judged on."""
     models: dict[str, Any] = {FLOAT: float_network(trained.model)}
     if isinstance(trained.model, QuantizedModel):
@@ -33,14 +46,14 @@ def baseline_predictions(trained: Trained) -> dict[str, Predictions]:
     }
 
 
-def identity(baselines: dict[str, Predictions], data: Any) -> str:
+def identity(baselines: dict[str, Said], data: Any) -> str:
     """A hash of the data and the models that artefacts are compared with; others do not stand in one table."""
     parts = [str(data.facts().get("corpus_sha256")) if hasattr(data, "facts") else ""]
-    parts += [str((name, each.target.tolist(), each.predicted.tolist())) for name, each in baselines.items()]
+    parts += [str((name, *each.identity())) for name, each in baselines.items()]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
-def write_artefact_table(trained: Trained, baselines: dict[str, Predictions], folder: RunFolder) -> Row:
+def write_artefact_table(trained: Trained, baselines: dict[str, Said], folder: RunFolder) -> Row:
     """tables/artefacts.csv of what is under export/; returns the metrics `export/<row>/...` of the model's rows.
 
     What was exported earlier from another model, or judged on other data, is left out and named in the caption.
@@ -50,49 +63,40 @@ def write_artefact_table(trained: Trained, baselines: dict[str, Predictions], fo
     others = [each["target"] for each in manifests if each.get("judged_sha256") != same]
     manifests = [each for each in manifests if each.get("judged_sha256") == same]
     forms = {f"{each['target']}_{name}": form for each in manifests for name, form in each["forms"].items()}
-    reference, _ = read_predictions(folder, FLOAT)
-    rows = trivial_rows(trained, len(reference))
-    metrics: Row = {}
-    for name in (*baselines, *forms):
-        predictions, _ = read_predictions(folder, name)
-        row = {"row": name, **scores(predictions), **against(predictions, reference, name)}
-        if name in forms:
-            row |= {"bytes": forms[name]["size_bytes"], "milliseconds": forms[name].get("latency_ms")}
-        elif name == FLOAT:
-            timed = (form["eager_latency_ms"] for form in forms.values() if "eager_latency_ms" in form)
-            row |= {"bytes": manifests[0]["float_bytes"], "milliseconds": next(timed, None)}
-        rows.append(row)
-        if name in baselines:
-            metrics |= {f"export/{name}/{key}": value for key, value in scores(predictions).items()}
+    reference = read_predictions(folder, FLOAT)
+    rows = trivial_rows(reference, trained.data)
+    timed = (form["eager_latency_ms"] for form in forms.values() if "eager_latency_ms" in form)
+    columns: dict[str, Row] = {name: {} for name in baselines}
+    columns[FLOAT] = {"bytes": manifests[0]["float_bytes"], "milliseconds": next(timed, None)}
+    for name, form in forms.items():
+        columns[name] = {"bytes": form["size_bytes"], "milliseconds": form.get("latency_ms")}
+        for run in form.get("emulated", ()):
+            columns.setdefault(f"{name}_{run['processor']}", {"instructions": run["instructions"]})
+    for name, each in columns.items():
+        predictions = read_predictions(folder, name)
+        counts = {"items": len(predictions)} | predictions.scores() | against(predictions, reference, name)
+        rows.append({"row": name} | counts | each)
+    counted = ("items", *reference.scores())
+    metrics = {f"export/{row['row']}/{key}": row[key] for row in rows if row["row"] in baselines for key in counted}
     left_out = f" Left out, as exported earlier from another model or judged on other data: {listing(others)}."
-    folder.add_table(
-        "artefacts", rows, "What was exported, judged on the artefact", CAPTION + (left_out if others else "")
-    )
+    caption = JUDGED + (MASK_CHANGE if isinstance(reference, MaskPredictions) else CHANGE) + COST
+    title = "What was exported, judged on the artefact"
+    folder.add_table("artefacts", rows, title, caption + (left_out if others else ""))
     return metrics
 
 
-def scores(predictions: Predictions) -> Row:
-    return {
-        "items": len(predictions),
-        "accuracy": predictions.accuracy,
-        "loss": predictions.mean_loss,
-    }
+def trivial_rows(reference: Said, data: Any) -> list[Row]:
+    """What needs no model, on the same items: a guess, and always the most frequent class of training."""
+    rows = {name: {"accuracy": accuracy} for name, accuracy in trivial_accuracies(data).items()}
+    if isinstance(reference, MaskPredictions) and hasattr(data, "class_pixels"):
+        always = reference.always(int(data.class_pixels("train").argmax()))
+        rows["majority"] = {"mean_iou": always.mean_iou, "accuracy": always.accuracy}
+    return [{"row": name, "items": len(reference), **values} for name, values in rows.items()]
 
 
-def against(predictions: Predictions, reference: Predictions, name: str) -> Row:
-    """The paired comparison with the float model; empty for that model itself."""
+def against(predictions: Said, reference: Said, name: str) -> Row:
+    """The paired comparison with the float model on the same items; empty for that model itself."""
     if name == FLOAT:
         return {}
-    compared = compare(reference.right, predictions.right)
-    return {
-        "differs": int((predictions.predicted != reference.predicted).sum()),
-        "change": compared.difference,
-        "change_low": compared.low,
-        "change_high": compared.high,
-    }
-
-
-def trivial_rows(trained: Trained, items: int) -> list[Row]:
-    """What guessing gives, and always saying the most frequent label of training; for data that knows them."""
-    facts = trained.data.facts() if hasattr(trained.data, "facts") else {}
-    return [{"row": name, "items": items, "accuracy": facts[name]} for name in ("chance", "majority") if name in facts]
+    compared = predictions.compared_with(reference.first(len(predictions)))
+    return {key: value for key, value in compared.items() if key != "p"}

@@ -6,7 +6,7 @@ import re
 import traceback
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, redirect_stderr
+from contextlib import AbstractContextManager, contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch._ops import OpOverload
 from torch.export import ExportedProgram
+from torch.fx.experimental import _config
 
 from edgetrain.errors import UserError
 from edgetrain.hardware.operator_rows import Operand
@@ -21,18 +22,28 @@ from edgetrain.hardware.operator_rows import Operand
 TORCH = str(Path(torch.__file__).parent)
 
 
-def exported(module: nn.Module, inputs: tuple[Any, ...], name: str) -> ExportedProgram:
-    """The graph of a module. Its operators are still whole (attention, LSTM); outputs that are no tensors are gone."""
+def exported(
+    module: nn.Module, inputs: tuple[Any, ...], name: str, dynamic_shapes: tuple[Any, ...] | None = None
+) -> ExportedProgram:
+    """The graph of a module. Its operators are still whole (attention, LSTM); outputs that are no tensors are gone.
+
+    dynamic_shapes: of the inputs, as torch.export takes them; None: the sizes are those of the inputs.
+    """
     hook = module.register_forward_hook(lambda module, inputs, output: tuple(tensors_of(output)))
     try:
-        with evaluating(module), torch.no_grad(), silence():
-            return torch.export.export(module, inputs)
+        with evaluating(module), torch.no_grad(), silence(), every_size(dynamic_shapes is not None):
+            return torch.export.export(module, inputs, dynamic_shapes=dynamic_shapes)
     except UserError:
         raise
     except Exception as error:
         raise UserError(refusal(module, error, name)) from error
     finally:
         hook.remove()
+
+
+def every_size(free: bool) -> AbstractContextManager[None]:
+    """Inside, free sizes are not told apart from 1, or anything else, by the example: the graph holds for all."""
+    return _config.patch(backed_size_oblivious=free)
 
 
 @contextmanager

@@ -1,8 +1,11 @@
-"""What every fit watches and keeps: throughput and memory, and in each checkpoint all that a bit-exact resume needs."""
+"""What every fit watches and keeps: throughput and memory, in each checkpoint all that a bit-exact resume needs, and
+the weights that validation sees.
+"""
 
 import random
 import time
 from collections import Counter
+from contextlib import ExitStack
 from typing import Any
 
 import lightning
@@ -10,7 +13,7 @@ import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from edgetrain.build import Trained
+from edgetrain.build import Trained, load_method_states, method_states
 from edgetrain.jobs.efficiency import Shape, peak_memory
 
 
@@ -56,17 +59,39 @@ class Throughput(Callback):
         self.units, self.seconds, self.shapes = state["units"], state["seconds"], Counter(state["shapes"])
 
 
+class JudgedWeights(Callback):
+    """Validation sees the weights that the run would ship, where a method keeps others than those that train.
+
+    Batch by batch: checkpoints, which may be written between two of them, hold the weights that train.
+    """
+
+    def __init__(self) -> None:
+        self.held = ExitStack()
+
+    def on_validation_batch_start(self, trainer: lightning.Trainer, task: lightning.LightningModule, *_: Any) -> None:
+        for method in task.methods:
+            if hasattr(method, "judged_weights"):
+                self.held.enter_context(method.judged_weights(task.model))
+
+    def on_validation_batch_end(self, *_: Any) -> None:
+        self.held.close()
+
+
 class RunState(Callback):
-    """Keeps the config, the methods' plans and the random states in every checkpoint, as plain containers."""
+    """Keeps the config, the methods' plans and states, and random states in every checkpoint, as plain containers."""
 
     def __init__(self, trained: Trained) -> None:
         self.trained = trained
 
     def on_save_checkpoint(self, trainer: Any, task: Any, checkpoint: dict[str, Any]) -> None:
+        for method in task.methods:
+            if hasattr(method, "state_dict"):  # a task hears of a step only after the callback that saves
+                method.after_step(task.model, trainer.global_step)
         _, keys, position, has_gauss, gauss = np.random.get_state()
         checkpoint["edgetrain"] = {
             "config": self.trained.config.to_dict(),
             "plans": self.trained.plans,
+            "methods": method_states(self.trained),
             "python_random": random.getstate(),
             "numpy_random": (keys.tolist(), position, has_gauss, gauss),
             "torch_random": torch.get_rng_state(),
@@ -75,6 +100,7 @@ class RunState(Callback):
 
     def on_load_checkpoint(self, trainer: Any, task: Any, checkpoint: dict[str, Any]) -> None:
         state = checkpoint["edgetrain"]
+        load_method_states(self.trained, state["methods"])
         version, keys, gauss = state["python_random"]
         random.setstate((version, tuple(keys), gauss))
         numpy_keys, position, has_gauss, numpy_gauss = state["numpy_random"]

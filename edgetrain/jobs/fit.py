@@ -16,9 +16,11 @@ from edgetrain.build import Trained, build, build_trained, finish, load_trained
 from edgetrain.checkpoint import load_weights, model_weights, resume_point
 from edgetrain.config import Config
 from edgetrain.errors import Interrupted, UserError
+from edgetrain.export.judging import check_called
 from edgetrain.folder import RunFolder
+from edgetrain.hardware.exported_graph import evaluating
 from edgetrain.jobs import fsdp2  # noqa: F401 - makes trainer.strategy=fsdp2 known
-from edgetrain.jobs.callbacks import RunState, Throughput
+from edgetrain.jobs.callbacks import JudgedWeights, RunState, Throughput
 from edgetrain.jobs.checkpoints import Checkpoints, WholeFiles
 from edgetrain.jobs.efficiency import peak_flops, training_flops
 from edgetrain.jobs.faults import FiniteLoss, check_disk, fault_sentence
@@ -62,6 +64,16 @@ class Fit:
 
     def run(self, config: Config, folder: RunFolder) -> Result:
         """Train, or with `config.resume` go on from the newest whole checkpoint, or from the start before the first."""
+        trained, metrics = self.train(config, folder)
+        if trained is None:
+            return Result({})
+        trained.data.setup("test")
+        held_out = trained.task.evaluate(trained.model, trained.data.test_dataloader())
+        judged = {f"test/{name}": value for name, value in held_out.items()}
+        return Result(metrics | judged | trained.data.facts(), {"model": trained})
+
+    def train(self, config: Config, folder: RunFolder) -> tuple[Trained | None, dict[str, Any]]:
+        """What `run` trains and what that took; the test split is not looked at. None but in the first process."""
         keep_freed_memory()
         checkpoint, state = resume_point(folder) if config.resume else (None, {})
         trained = build_trained(config, state.get("edgetrain", {}).get("plans"))
@@ -74,7 +86,8 @@ class Fit:
             folder.write_json("plans.json", trained.plans)
             check_disk(folder, trained)
         throughput = Throughput()
-        trainer = self.trainer(config, folder, [OneFolder(folder), throughput, RunState(trained), FiniteLoss(folder)])
+        callbacks = [OneFolder(folder), throughput, RunState(trained), FiniteLoss(folder), JudgedWeights()]
+        trainer = self.trainer(config, folder, callbacks)
         prepared = prepared_blocks(trained.model, self.compile, self.activation_checkpointing)
         try:
             with prepared, watched(trainer, folder):
@@ -93,16 +106,16 @@ class Fit:
         stop.check()
         part()
         if not is_first():
-            return Result({})
+            return None, {}
         sharded = any(isinstance(parameter, DTensor) for parameter in trained.model.parameters())
         trained = load_trained(folder, config) if sharded else finish(trained)
-        return Result(self.metrics(trained, trainer, throughput), {"model": trained})
+        return trained, self.metrics(trained, trainer, throughput)
 
     def check_blocks(self, trained: Trained) -> None:
         for key in ("compile", "activation_checkpointing"):
             if getattr(self, key) and not blocks(trained.model):
                 raise UserError(
-                    f"job.{key}=true needs a model with `model.layers`, as Llama has; "
+                    f"job.{key}=true needs a model with `model.layers`, as Llama has, or `repeated_blocks()`; "
                     f"{type(trained.model).__name__} is arranged otherwise"
                 )
 
@@ -129,8 +142,6 @@ class Fit:
 
     def metrics(self, trained: Trained, trainer: lightning.Trainer, throughput: Throughput) -> dict[str, Any]:
         unit = trained.task.unit
-        trained.data.setup("test")
-        held_out = trained.task.evaluate(trained.model, trained.data.test_dataloader())
         return {
             "parameters": sum(parameter.numel() for parameter in float_network(trained.model).parameters()),
             "steps": trainer.global_step,
@@ -139,8 +150,6 @@ class Fit:
             "train_seconds": throughput.seconds,
             **self.efficiency(trained, trainer, throughput),
             "precision": str(trainer.precision),
-            **{f"test/{name}": value for name, value in held_out.items()},
-            **trained.data.facts(),
         }
 
     def efficiency(self, trained: Trained, trainer: lightning.Trainer, throughput: Throughput) -> dict[str, float]:
@@ -171,17 +180,17 @@ def check_measures(config: Config, trained: Trained) -> None:
 
 
 def check_exports(config: Config, trained: Trained) -> None:
-    """So does a target that is not installed, or that lacks an operator of the model, or a form to be quantised to."""
+    """So does a target that is not installed, that lacks an operator of the model or a form to be quantised to, or
+    whose images would have another size than the data's."""
     schemes = [method.scheme for method in trained.task.methods if hasattr(method, "scheme")]
-    training = trained.model.training
-    trained.model.eval()
-    for node in config.export.values():
-        exporter = build(node)
-        for scheme in schemes if hasattr(exporter, "check_scheme") else ():
-            exporter.check_scheme(scheme)
-        if hasattr(exporter, "check"):
-            exporter.check(trained.model, trained.task.example_inputs())
-    trained.model.train(training)
+    with evaluating(trained.model):
+        for node in config.export.values():
+            exporter = build(node)
+            for scheme in schemes if hasattr(exporter, "check_scheme") else ():
+                exporter.check_scheme(scheme)
+            if hasattr(exporter, "check"):
+                exporter.check(trained.model, trained.task.example_inputs())
+            check_called(exporter, trained.task, trained.data)
 
 
 def fastest_precision() -> str:

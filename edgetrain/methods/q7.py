@@ -42,7 +42,14 @@ AVERAGES = (aten.adaptive_avg_pool2d.default, aten.mean.dim)
 MOVES = (  # the same numbers in another shape
     *(aten.flatten.using_ints, aten.view.default, aten.reshape.default, aten.permute.default, aten.transpose.int),
     *(aten.unsqueeze.default, aten.squeeze.default, aten.squeeze.dim, aten.slice.Tensor, aten.select.int),
-    *(aten.movedim.int, aten.contiguous.default, aten.clone.default, aten.dropout.default, aten.pad.default),
+    *(
+        aten.movedim.int,
+        aten.unflatten.int,
+        aten.contiguous.default,
+        aten.clone.default,
+        aten.dropout.default,
+        aten.pad.default,
+    ),
     *(aten.constant_pad_nd.default, aten.alias.default),
 )
 

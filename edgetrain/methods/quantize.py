@@ -21,7 +21,7 @@ from edgetrain.methods.quantize_capture import (
 )
 from edgetrain.methods.quantize_graph import Ranges, check_output, quantized
 from edgetrain.methods.quantize_training import Rounding, learnt_ranges, plain_layers, round_layers
-from edgetrain.models.quantized import QuantizedModel
+from edgetrain.models.quantized import QuantizedModel, float_network
 
 
 def check_post_training(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> ExportedProgram:
@@ -54,6 +54,19 @@ def post_training(
     program = capture(model, example_inputs)
     calibration = draw(data, samples, seed)
     return quantized(folded(model, batch_norms(model, program)), example_inputs, calibration, bits, ranges)
+
+
+SCHEMES = {"int8": post_training, "q7": power_of_two}
+
+
+def in_scheme(model: nn.Module, scheme: str, example_inputs: tuple[Tensor, ...], data: Any) -> QuantizedModel:
+    """The model in int8 or q7: itself where it is, else its float network quantised after training with the defaults.
+
+    Raises UserError for a network that has no such form.
+    """
+    if isinstance(model, QuantizedModel) and model.scheme.name == scheme:
+        return model
+    return SCHEMES[scheme](float_network(model), example_inputs, data)
 
 
 class Quantize:

@@ -35,6 +35,12 @@ SHAPES_ONLY = (
 )
 
 
+RESIZES = (  # of a segmentation network's logits, after its last layer: in floating point, and of 8-bit values a mean
+    torch.ops.aten.upsample_bilinear2d.vec,
+    torch.ops.aten.upsample_nearest2d.vec,
+)
+
+
 def quantized(
     float_model: nn.Module,
     example_inputs: tuple[Tensor, ...],
@@ -162,11 +168,19 @@ def check_output(model: nn.Module, program: ExportedProgram) -> None:
     with quiet(), torch.no_grad():
         xnnpack = quantizer(8)
         xnnpack.annotate(xnnpack.transform_for_annotation(graph))  # what is in 8 bits, before anything is rounded
-    last = graph.graph.find_nodes(op="output")[0].args[0]
-    last = last[0] if isinstance(last, list | tuple) else last
+    last = last_of(graph)
     annotation = last.meta.get("quantization_annotation")
     if annotation is None or annotation.output_qspec is None:
         raise no_form(model, last)
+
+
+def last_of(graph: GraphModule) -> Node:
+    """The operator that gives the output, or the one before it that it is only resized from."""
+    last = graph.graph.find_nodes(op="output")[0].args[0]
+    last = last[0] if isinstance(last, list | tuple) else last
+    while last.target in RESIZES:  # averages of neighbours: they differ by no more steps than these
+        last = last.args[0]
+    return last
 
 
 def no_form(model: nn.Module, last: Node) -> UserError:
@@ -176,9 +190,11 @@ def no_form(model: nn.Module, last: Node) -> UserError:
 
 
 def output_scale(graph: GraphModule, model: nn.Module) -> float:
-    """One LSB of the output. Raises UserError when the last operator is one that stays in floating point."""
-    last = graph.graph.find_nodes(op="output")[0].args[0]
-    last = last[0] if isinstance(last, list | tuple) else last
+    """One LSB of the output, before it is resized where it is.
+
+    Raises UserError when the last operator is one that stays in floating point.
+    """
+    last = last_of(graph)
     if last.target is not torch.ops.quantized_decomposed.dequantize_per_tensor.default:
         raise no_form(model, last)
     return float(last.args[1])

@@ -4,7 +4,7 @@ Zhang, Suda, Lai & Chandra 2017, "Hello Edge" (arXiv 1711.07128): seven families
 those of the code that was released with the paper (Apache-2.0).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from edgetrain.errors import UserError, listing, nearest
@@ -98,6 +98,38 @@ def keyword(
             f"model.family={family} cannot take {frames} frames of {coefficients} coefficients: {error}; "
             "use a smaller data.stride_ms or a model with smaller kernels"
         ) from error
+
+
+def ds_cnn(
+    channels: int = 64,
+    blocks: int = 4,
+    kernel: Sequence[int] = (10, 4),
+    stride: Sequence[int] = (2, 2),
+    block_stride: int = 1,
+    classes: int = 12,
+    frames: int = 49,
+    coefficients: int = 10,
+    front_end: bool = False,
+    window_ms: float = 40,
+    stride_ms: float = 20,
+) -> KeywordNetwork:
+    """A DS-CNN by its hyperparameters one by one, as a search varies them.
+
+    channels: of every convolution; kernel, stride: of the first one, over frames and coefficients; block_stride: of the
+    first block, both ways. The other arguments are those of `keyword`. Channels, blocks, stride and block_stride of
+    `SIZES` are 64, 4, (2, 2), 1 for s; 172, 4, (2, 1), 2 for m; 276, 5, (2, 1), 2 for l. Raises UserError for what is
+    no whole number from 1.
+    """
+    numbers = {"channels": channels, "blocks": blocks, "kernel": kernel, "stride": stride, "block_stride": block_stride}
+    for name, value in numbers.items():
+        pair = name in ("kernel", "stride")
+        if not is_alike(value, (1, 1) if pair else 1) or (pair and len(value) != 2):
+            raise UserError(f"model.{name}={value} must be {'two whole numbers' if pair else 'a whole number'} from 1")
+    first = (channels, *kernel, *stride)
+    depthwise = [(channels, 3, 3, step, step) for step in (block_stride, *[1] * (blocks - 1))]
+    shape = {"first": first, "blocks": depthwise}
+    inputs = {"front_end": front_end, "window_ms": window_ms, "stride_ms": stride_ms}
+    return keyword("ds_cnn", shape=shape, classes=classes, frames=frames, coefficients=coefficients, **inputs)
 
 
 def is_alike(given: Any, example: Any) -> bool:

@@ -52,6 +52,7 @@ class IntegerNetwork(nn.Module):
         return self.logits(q7.quantize(features, self.feature_bits))
 
     def logits(self, features: Tensor) -> Tensor:
+        """int8 [batch, classes] of features as int8 [batch, frames, coefficients]; each network's own."""
         raise NotImplementedError
 
 

@@ -43,6 +43,7 @@ class KeywordNetwork(nn.Module):
         return self.logits(x if self.front_end is None else self.front_end(x))
 
     def logits(self, features: Tensor) -> Tensor:
+        """[batch, classes] of features [batch, frames, coefficients]; each family's own."""
         raise NotImplementedError
 
     @property

@@ -4,20 +4,23 @@ A block is prepared beneath what a method has put before its class: the method's
 however often the block's part runs. State-dict keys stay.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 Forward = Callable[..., Any]
 
 
-def blocks(model: nn.Module) -> nn.ModuleList:
-    """The blocks of a model that is arranged like Llama; an empty list for another."""
+def blocks(model: nn.Module) -> Sequence[nn.Module]:
+    """The blocks of a model that says its `repeated_blocks()` or is arranged like Llama; none of another."""
+    if hasattr(model, "repeated_blocks"):
+        return model.repeated_blocks()
     return getattr(getattr(model, "model", None), "layers", nn.ModuleList())
 
 
@@ -56,6 +59,27 @@ def recomputing(forward: Forward) -> Forward:
     def run(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         if not (self.training and torch.is_grad_enabled()):
             return forward(self, *args, **kwargs)
-        return checkpoint(forward, self, *args, use_reentrant=False, **kwargs)
+        contexts = {"context_fn": lambda: (nullcontext(), untracked(self))} if norms_of(self) else {}
+        return checkpoint(forward, self, *args, use_reentrant=False, **contexts, **kwargs)
 
     return run
+
+
+def norms_of(block: nn.Module) -> list[_BatchNorm]:
+    """Those of a block that keep statistics of their batches."""
+    return [module for module in block.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
+
+
+@contextmanager
+def untracked(block: nn.Module) -> Iterator[None]:
+    """Inside, batch norms do not count a batch: they have counted it when it passed for the first time."""
+    norms = norms_of(block)
+    before = [(norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0  # statistics move by nothing; without them other tensors would be saved than before
+    try:
+        yield
+    finally:
+        for norm, (momentum, batches) in zip(norms, before, strict=True):
+            norm.momentum = momentum
+            norm.num_batches_tracked.copy_(batches)

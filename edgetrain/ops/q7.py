@@ -76,8 +76,12 @@ def relu(x: Tensor) -> Tensor:
 
 def average_pool(x: Tensor, shift: int) -> Tensor:
     """The mean over height and width times 2^shift, rounded toward zero as C divides: [batch, channels]."""
-    sums = x.int().sum((-2, -1), dtype=torch.int32) << shift
-    return saturate(torch.div(sums, x.shape[-2] * x.shape[-1], rounding_mode="trunc"))
+    return average(x.int().sum((-2, -1), dtype=torch.int32), x.shape[-2] * x.shape[-1], shift)
+
+
+def average(sums: Tensor, counts: Tensor | int, shift: int) -> Tensor:
+    """(sums << shift) / counts, rounded toward zero as C divides, saturated."""
+    return saturate(torch.div(sums << shift, counts, rounding_mode="trunc"))
 
 
 def _exact(terms: int) -> torch.dtype:

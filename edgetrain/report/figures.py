@@ -78,7 +78,8 @@ def line_chart(
         ends.append((y[-1], name, colour))
     require(ends, series)
     if not log_x and all(float(x).is_integer() for points in series.values() for x, _ in points):
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        long = max(x for points in series.values() for x, _ in points) >= 1e5  # numbers that would touch
+        axes.xaxis.set_major_locator(MaxNLocator(5 if long else "auto", integer=True))
     if boxes:
         left = axes.get_xlim()[0]
         for name, limit in boxes.items():
@@ -219,6 +220,7 @@ def heatmap(
     column = max(0.72, *(0.11 * len(str(tick)) for tick in x_ticks))  # inches, so that neighbours' names stay apart
     margin = max(1.9, *(1.1 + 0.085 * len(str(tick)) for tick in y_ticks))
     row = 0.46 if len(y_ticks) <= 12 else 0.3
+    crowded = margin + column * len(x_ticks) > WIDTH  # their names would run into each other
     figure, axes = sheet(max(3.6, min(WIDTH, margin + column * len(x_ticks))), 1.2 + row * len(y_ticks))
     image = axes.imshow(grid, cmap="Blues", aspect="auto")
     low, high = min(finite), max(finite)
@@ -231,7 +233,8 @@ def heatmap(
             colour = "white" if high > low and (value - low) / (high - low) > 0.65 else "#1f2937"
             axes.text(column, row, format(value, value_format), ha="center", va="center", color=colour, fontsize=9.5)
     axes.set(xlabel=x_label, ylabel=y_label)
-    axes.set_xticks(range(len(x_ticks)), [str(tick) for tick in x_ticks])
+    slanted = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"} if crowded else {}
+    axes.set_xticks(range(len(x_ticks)), [str(tick) for tick in x_ticks], **slanted)
     axes.set_yticks(range(len(y_ticks)), [str(tick) for tick in y_ticks])
     axes.set_xticks([i - 0.5 for i in range(1, len(x_ticks))], minor=True)
     axes.set_yticks([i - 0.5 for i in range(1, len(y_ticks))], minor=True)

@@ -233,7 +233,7 @@ def points(wanted: StudyFigure, arms: Arms, folds: int | None) -> tuple[bytes, s
         numbers = {seed: numeric_metrics(run) for seed, run in runs.items()}
         both = {seed: row for seed, row in numbers.items() if row.keys() >= {*wanted["points"]}}
         axes = [fold_means({seed: row[metric] for seed, row in both.items()}, folds) for metric in wanted["points"]]
-        family = families.setdefault(arm.rpartition("_")[0] or arm, [])  # one without a point keeps its colour's place
+        family = families.setdefault(family_of(arm), [])  # one without a point keeps its colour's place
         if both:
             x, y = (spread(values).mean for values in axes)
             family.append((x, y))
@@ -247,7 +247,14 @@ def points(wanted: StudyFigure, arms: Arms, folds: int | None) -> tuple[bytes, s
         markers=True,
         boxes=wanted.get("boxes"),
     )
-    return chart, over_repeats(counts, "the spread is in the table", folds) + " Sizes of one family are joined."
+    joined = " Sizes of one family are joined." if len(families) < len(arms) else ""
+    return chart, over_repeats(counts, "the spread is in the table", folds) + joined
+
+
+def family_of(arm: str) -> str:
+    """Of a size, as net of net_s and of net_b2, the name without it; others are families of their own."""
+    size = re.fullmatch(r"(.+)_(?:[smlx]+|[a-z]*\d+[a-z]*)", arm)
+    return size[1] if size else arm
 
 
 def over_repeats(counts: Sequence[int], spread_is: str, folds: int | None) -> str:

@@ -1,6 +1,5 @@
 """What every task shares: its methods' moments, its optimiser, and the step that they all agree on."""
 
-import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -11,9 +10,9 @@ from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities import GradClipAlgorithmType
 from torch import Tensor, nn
-from torchmetrics import MeanMetric
 
 from edgetrain.errors import UserError
+from edgetrain.tasks.optimisation import Schedule, parameter_groups
 from edgetrain.tasks.predictions import Predictions
 from edgetrain.tasks.sharding import shard
 
@@ -38,8 +37,11 @@ class Task(lightning.LightningModule):
     model: the plain module; methods: objects with the moments of DESIGN's Method, in order; optimizer: called with
     parameter groups. The learning rate warms up linearly over warmup_steps and then falls along `schedule` to
     min_lr_ratio of its peak at total_steps (optimiser steps); `stairs` are three, equally long, each lower by the same
-    factor. lr_samples: the samples an optimiser step that the optimiser's learning rate is meant for; a Trainer whose
+    factor; `poly` is mmseg's, with `power` and a warm-up that begins at warmup_ratio (tasks/optimisation.py).
+    lr_samples: the samples an optimiser step that the optimiser's learning rate is meant for; a Trainer whose
     steps have more or fewer gets it in proportion (Goyal et al. 2017, arXiv 1706.02677, section 2.1); None: it stands.
+    no_decay, lr_multipliers: which parameters go without weight decay, and which have another learning rate, by
+    fragments of their names in the model; by default only matrices decay, and all have the same rate.
 
     Also works without a Trainer: call `training_step`, step an optimiser from `configure_optimizers`, then
     `after_step(step + 1)`.
@@ -56,16 +58,22 @@ class Task(lightning.LightningModule):
         total_steps: int,
         warmup_steps: int = 0,
         min_lr_ratio: float = 0.1,
-        schedule: Literal["cosine", "linear", "constant", "stairs"] = "cosine",
+        schedule: Literal["cosine", "linear", "constant", "stairs", "poly"] = "cosine",
         lr_samples: int | None = None,
+        power: float = 1.0,
+        warmup_ratio: float | None = None,
+        no_decay: list[str] | None = None,
+        lr_multipliers: dict[str, float] | None = None,
     ) -> None:
         super().__init__()
         if lr_samples is not None and lr_samples < 1:
             raise UserError(f"task.lr_samples={lr_samples} must be at least 1, or null")
         self.model, self.methods, self.optimizer = model, methods, optimizer
-        self.total_steps, self.warmup_steps = total_steps, warmup_steps
-        self.min_lr_ratio, self.schedule, self.lr_samples = min_lr_ratio, schedule, lr_samples
+        self.total_steps, self.lr_samples = total_steps, lr_samples
+        self.schedule = Schedule(schedule, total_steps, warmup_steps, min_lr_ratio, power, warmup_ratio)
+        self.no_decay, self.lr_multipliers = no_decay, lr_multipliers
         self.step = 0  # optimiser steps done; the one clock that curricula read, with a Trainer or without
+        self.batch_of_step = 0  # batches done since then, where gradients accumulate over several
 
     def units(self, batch: Any) -> int:
         """How many of `unit` a batch trains on."""
@@ -81,24 +89,37 @@ class Task(lightning.LightningModule):
 
     def predictions(self, predict: Predict, data: Iterable[Any]) -> Predictions:
         """The same of every batch of `data`, in order."""
-        return Predictions.joined([self.judged(predict, batch) for batch in data])
+        parts = [self.judged(predict, batch) for batch in data]
+        if not parts:
+            raise UserError("there is no batch to judge the model on; make data.batch_size smaller, or give more data")
+        return parts[0].joined(parts)
 
     def evaluate(self, predict: Predict, data: Iterable[Any]) -> dict[str, float]:
         """Metrics of any callable of the model's signature on batches of `data`, however many."""
-        loss, accuracy = MeanMetric(), MeanMetric()
-        for batch in data:
-            judged = self.judged(predict, batch)
-            loss.update(judged.loss)
-            accuracy.update(judged.right.float())
-        return self.score(loss.compute().item(), accuracy.compute().item())
+        return self.score(self.predictions(predict, data))
 
-    def score(self, loss: float, accuracy: float) -> dict[str, float]:
-        """Metrics from the mean loss (nats an item) and the share of items that are right."""
-        return {"loss": loss, "accuracy": accuracy}
+    def score(self, predictions: Predictions) -> dict[str, float]:
+        """Metrics of everything that was judged."""
+        return {"loss": predictions.mean_loss, "accuracy": predictions.accuracy}
+
+    def same_answers(
+        self, found: Predictions, expected: Predictions, outputs: list[Tensor], expected_outputs: list[Tensor]
+    ) -> Tensor:
+        """Of a batch, which answers of two models are the same, flat. outputs: the logits of every call of a model."""
+        return found.same(expected)
 
     def example_inputs(self) -> tuple[Tensor, ...]:
-        """Inputs for tracing and export, batch 1."""
-        raise NotImplementedError
+        """Inputs for tracing and export, batch 1: zeros, of the shape that the model says it takes.
+
+        Raises UserError when it says none.
+        """
+        shape = getattr(self.model, "input_shape", None)
+        if shape is None:
+            raise UserError(
+                f"{type(self.model).__name__} does not say its input_shape, which task={type(self).__name__.lower()} "
+                "traces and exports it with; give the model's class that attribute, without the batch, as in (49, 10)"
+            )
+        return (torch.zeros(1, *shape),)
 
     def method_losses(self, loss: Tensor, context: Context) -> Tensor:
         for method in self.methods:
@@ -108,7 +129,7 @@ class Task(lightning.LightningModule):
 
     def after_step(self, step: int) -> None:
         """Tell every method that `step` optimiser steps are done."""
-        self.step = step
+        self.step, self.batch_of_step = step, 0
         for method in self.methods:
             if hasattr(method, "after_step"):
                 method.after_step(self.model, step)
@@ -125,18 +146,12 @@ class Task(lightning.LightningModule):
         if self.trainer.global_step != self.step:  # unchanged while gradients accumulate
             self.after_step(self.trainer.global_step)
             self.zero_grad()  # Lightning would hold them through the next forward pass, beside its activations
+        else:
+            self.batch_of_step += 1
 
     def learning_rate_scale(self, step: int) -> float:
         """The factor on the peak learning rate at an optimiser step."""
-        if step < self.warmup_steps:
-            return (step + 1) / self.warmup_steps
-        if self.schedule == "constant":
-            return 1.0
-        progress = min(1.0, (step - self.warmup_steps) / max(1, self.total_steps - self.warmup_steps))
-        if self.schedule == "stairs":
-            return self.min_lr_ratio ** (min(2, int(3 * progress)) / 2)
-        fall = 0.5 * (1 + math.cos(math.pi * progress)) if self.schedule == "cosine" else 1 - progress
-        return self.min_lr_ratio + (1 - self.min_lr_ratio) * fall
+        return self.schedule(step)
 
     def peak_scale(self) -> float:
         """The factor on the optimiser's learning rate that lr_samples asks for; 1 without a Trainer."""
@@ -171,14 +186,11 @@ class Task(lightning.LightningModule):
             )
 
     def configure_optimizers(self) -> dict[str, Any]:
-        """Weight decay on matrices only; norms and biases go without."""
-        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        groups = [
-            {"params": [parameter for parameter in trained if parameter.ndim >= 2]},
-            {"params": [parameter for parameter in trained if parameter.ndim < 2], "weight_decay": 0.0},
-        ]
-        optimizer = self.optimizer([group for group in groups if group["params"]])
-        for group in optimizer.param_groups:
-            group["lr"] *= self.peak_scale()
+        """One group of parameters for each weight decay and learning rate that names and shapes ask for."""
+        named = [(name.removeprefix("model."), parameter) for name, parameter in self.named_parameters()]
+        groups = parameter_groups(named, self.no_decay, self.lr_multipliers)
+        optimizer = self.optimizer([group.settings() for group in groups])
+        for group, settings in zip(groups, optimizer.param_groups, strict=True):
+            settings["lr"] *= self.peak_scale() * group.multiplier
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self.learning_rate_scale)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,7 @@ from edgetrain.ops.cross_entropy import linear_cross_entropy
 from edgetrain.ops.hidden_states import captured_hidden_states
 from edgetrain.ops.targets import flat_rows, inputs_and_targets, supervised_rows
 from edgetrain.tasks.base import Context, Predict, Task
-from edgetrain.tasks.predictions import Predictions
+from edgetrain.tasks.predictions import Predictions, logits_of
 
 
 class Language(Task):
@@ -27,7 +27,7 @@ class Language(Task):
     on top) is trained without holding its logits in memory.
 
     exit_layers: layers (1 to L) whose output, read by the model's own norm and head, is judged at each validation too:
-    validation/loss_exit_<layer>. Raises UserError when the model has no such layers.
+    validation/loss_exit_<layer>. settings: Task's others. Raises UserError when the model has no such layers.
     """
 
     unit = "tokens"
@@ -38,14 +38,10 @@ class Language(Task):
         model: nn.Module,
         methods: list[Any],
         optimizer: Callable[[list[dict[str, Any]]], torch.optim.Optimizer] | None,
-        total_steps: int,
-        warmup_steps: int = 0,
-        min_lr_ratio: float = 0.1,
-        schedule: Literal["cosine", "linear", "constant", "stairs"] = "cosine",
-        lr_samples: int | None = None,
         exit_layers: tuple[int, ...] = (),
+        **settings: Any,
     ) -> None:
-        super().__init__(model, methods, optimizer, total_steps, warmup_steps, min_lr_ratio, schedule, lr_samples)
+        super().__init__(model, methods, optimizer, **settings)
         backbone = getattr(model, "model", None)
         layers = len(getattr(backbone, "visits", getattr(backbone, "layers", ())))
         beyond = [layer for layer in exit_layers if not 1 <= layer <= layers]
@@ -99,14 +95,10 @@ class Language(Task):
         with torch.inference_mode():
             return Predictions.of_logits(flat_rows(logits_of(predict(tokens)), rows), flat_rows(targets, rows))
 
-    def score(self, loss: float, accuracy: float) -> dict[str, float]:
-        return {"loss": loss, "perplexity": math.exp(loss), "accuracy": accuracy}
+    def score(self, predictions: Predictions) -> dict[str, float]:
+        loss = predictions.mean_loss
+        return {"loss": loss, "perplexity": math.exp(loss), "accuracy": predictions.accuracy}
 
     def example_inputs(self) -> tuple[Tensor, ...]:
         context = getattr(self.model, "context", 32)
         return (torch.arange(min(32, context))[None],)
-
-
-def logits_of(output: Any) -> Tensor:
-    """Hugging Face models wrap their logits; others return them."""
-    return getattr(output, "logits", output)

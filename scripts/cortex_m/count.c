@@ -13,10 +13,10 @@
 #define COPROCESSORS (*(volatile uint32_t *)0xE000ED88)
 #define INSTRUCTIONS_PER_TICK 40
 
-extern uint32_t stack, bss_start, bss_end;
+extern uint32_t stack_top, bss_start, bss_end;
 void reset(void);
 static void count_all(void);
-__attribute__((section(".vectors"), used)) static void *const vectors[] = {&stack, (void *)reset};
+__attribute__((section(".vectors"), used)) static void *const vectors[] = {&stack_top, (void *)reset};
 
 static int8_t in[1 << 18], out[1 << 18], w[1 << 18], scratch[1 << 17];
 static int32_t bias[4096], multiplier[4096], shift[4096];

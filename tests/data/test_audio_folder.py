@@ -16,8 +16,9 @@ from datasets import Audio, ClassLabel, Features, Value
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from edgetrain.build import build
-from edgetrain.data.audio_clips import Clip, thinned
-from edgetrain.data.audio_folder import AudioFolderData, disjoint, parted
+from edgetrain.data.audio_clips import Clip
+from edgetrain.data.audio_folder import AudioFolderData
+from edgetrain.data.labelled import disjoint, parted, thinned
 from edgetrain.errors import UserError
 from edgetrain.ops.mfcc import MFCC
 from edgetrain.ops.resample import resample
@@ -111,7 +112,7 @@ def test_an_epoch_hands_out_every_clip_once_in_an_order_of_the_seed(tones: Path)
 
 def test_a_missing_split_is_cut_from_train_by_content_and_shares_nothing_with_it(tones: Path):
     data = built(tones)
-    keys = {name: {clip.key for clip in split.clips} for name, split in data.splits.items()}
+    keys = {name: {clip.key for clip in split.items} for name, split in data.splits.items()}
     assert not keys["train"] & keys["validation"]
     assert len(keys["train"]) + len(keys["validation"]) == 198
     assert 2 <= len(keys["validation"]) <= 20  # 5 %
@@ -147,8 +148,8 @@ def test_a_number_holds_out_the_speaker_of_that_place_in_the_alphabet(tones: Pat
 def test_a_limit_keeps_clips_from_the_whole_split(tones: Path):
     data = built(tones, limit=6)
     assert [data.facts()[name]["samples"] for name in ("train", "test")] == [6, 6]
-    assert Counter(clip.label for clip in data.splits["train"].clips) == {0: 2, 1: 2, 2: 2}
-    assert thinned(data.splits["test"].clips, 100) == data.splits["test"].clips
+    assert Counter(clip.label for clip in data.splits["train"].items) == {0: 2, 1: 2, 2: 2}
+    assert thinned(data.splits["test"].items, 100) == data.splits["test"].items
 
 
 def test_the_cut_does_not_move_when_a_split_is_added():
@@ -337,7 +338,7 @@ def test_a_table_may_name_files_beside_it(tmp_path: Path):
         lines.append(f"clips/{number}.wav,{LABELS[row['label']]}")
     (tmp_path / "clips.csv").write_text("\n".join(lines))
     data = built(tmp_path / "clips.csv", audio="file", label="word", speaker=None)
-    assert len(data.splits["train"].clips) > 200
+    assert len(data.splits["train"].items) > 200
     (tmp_path / "clips" / "7.wav").unlink()
     sentence = refusal(tmp_path / "clips.csv", audio="file", label="word", speaker=None)
     assert "row 7 of train (clips/7.wav): no such file is there" in sentence
@@ -420,7 +421,7 @@ def test_a_set_without_recordings_or_without_training_is_a_sentence(tmp_path: Pa
 def test_labels_are_in_the_order_that_was_asked_for(tones: Path):
     data = built(tones, labels=["middle", "high", "low"])
     assert data.labels == ["middle", "high", "low"]
-    assert {clip.label for clip in data.splits["test"].clips if "(0_" in clip.where} == {2}  # files of 0 are low
+    assert {clip.label for clip in data.splits["test"].items if "(0_" in clip.where} == {2}  # files of 0 are low
 
 
 def test_a_label_that_train_does_not_know_is_a_sentence(tmp_path: Path):

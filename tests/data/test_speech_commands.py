@@ -63,7 +63,7 @@ def test_the_labels_are_the_papers_twelve_in_its_order(root: Path):
         *("left", "right", "on", "off", "stop", "go"),
     ]
     for split in data.splits.values():
-        for clip in split.clips:
+        for clip in split.items:
             word = "silence" if clip.content is None else clip.content.parent.name
             assert data.labels[clip.label] == (word if word in (*WORDS, "silence") else "unknown")
 
@@ -71,11 +71,11 @@ def test_the_labels_are_the_papers_twelve_in_its_order(root: Path):
 def test_silence_and_unknown_are_a_share_of_the_wanted_words_in_every_split(root: Path):
     data = built(root, unknown=0.3, silence=0.2)
     for split in data.splits.values():
-        counts = Counter(data.labels[clip.label] for clip in split.clips)
+        counts = Counter(data.labels[clip.label] for clip in split.items)
         wanted = sum(counts[word] for word in WORDS)
         assert counts["silence"] == ceil(0.2 * wanted)
         assert counts["unknown"] == ceil(0.3 * wanted)
-    words = {clip.content.parent.name for clip in data.splits["train"].clips if data.labels[clip.label] == "unknown"}
+    words = {clip.content.parent.name for clip in data.splits["train"].items if data.labels[clip.label] == "unknown"}
     assert words == {"bed", "bird", "cat"}
 
 
@@ -105,7 +105,7 @@ def test_copies_have_one_hash_and_a_file_that_is_replaced_is_read_again(root: Pa
     split, place = next(
         (name, place)
         for name, split in again.splits.items()
-        for place, clip in enumerate(split.clips)
+        for place, clip in enumerate(split.items)
         if clip.content == recording
     )
     assert not torch.equal(again.samples(split)[place][0], copy.samples(split)[place][0])
@@ -116,7 +116,7 @@ def test_copies_have_one_hash_and_a_file_that_is_replaced_is_read_again(root: Pa
 def test_words_of_ones_own_need_no_silence_or_unknown(root: Path):
     data = built(root, words=["cat", "bed"], unknown=0, silence=0, num_classes=2)
     assert data.labels == ["cat", "bed"]
-    assert all(clip.content.parent.name in ("cat", "bed") for clip in data.splits["train"].clips)
+    assert all(clip.content.parent.name in ("cat", "bed") for clip in data.splits["train"].items)
 
 
 def test_silence_is_the_floor_of_every_mel_channel_without_noise(root: Path):
@@ -129,7 +129,7 @@ def test_silence_is_the_floor_of_every_mel_channel_without_noise(root: Path):
 def test_training_clips_get_background_noise_and_held_out_ones_do_not(root: Path):
     data = built(root, features="samples", noise_probability=1.0)
     train = data.train_dataloader().dataset
-    silent = [index for index, clip in enumerate(data.splits["train"].clips) if clip.content is None]
+    silent = [index for index, clip in enumerate(data.splits["train"].items) if clip.content is None]
     noise = torch.stack([clip for clip, _ in train.__getitems__(silent)])
     assert (noise.std(1) > 0).all()
     assert noise.std(1).max() < 0.1 * 0.1 * 1.1  # a volume of at most 0.1, of noise whose deviation is 0.1
@@ -148,7 +148,7 @@ def test_a_clip_is_the_recording_with_zeros_after_it(root: Path):
 
 @pytest.mark.parametrize("inside", ["", "SpeechCommands", "SpeechCommands/speech_commands_v0.02"])
 def test_the_archive_may_be_unpacked_at_any_of_its_levels(root: Path, inside: str):
-    assert len(built(root / inside).splits["train"].clips) == len(built(root).splits["train"].clips)
+    assert len(built(root / inside).splits["train"].items) == len(built(root).splits["train"].items)
 
 
 def test_torchaudio_finds_the_same_recordings(root: Path):
@@ -156,7 +156,7 @@ def test_torchaudio_finds_the_same_recordings(root: Path):
     theirs = datasets.SPEECHCOMMANDS(root, "speech_commands_v0.02")
     files = {Path(theirs.get_metadata(number)[0]).name for number in range(len(theirs))}
     data = built(root, unknown=1.0)
-    assert {clip.content.name for split in data.splits.values() for clip in split.clips if clip.content} == files
+    assert {clip.content.name for split in data.splits.values() for clip in split.items if clip.content} == files
     by_name = {theirs.get_metadata(number)[0].rpartition("/")[2]: theirs.get_metadata(number) for number in range(50)}
     assert all(speaker_of(name) == metadata[3] for name, metadata in by_name.items())
 

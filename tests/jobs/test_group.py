@@ -125,7 +125,9 @@ def test_only_the_first_process_writes_and_prints(workplace: Path) -> None:
 def test_what_is_wrong_everywhere_is_said_once(workplace: Path) -> None:
     ended = command(*RUN, *TWO, "model.dim=33", "out=two", place=workplace, together=True)
     assert ended[0].code == 2, ended[0].said
-    assert ended[1].code in (-signal.SIGTERM, 128 + signal.SIGTERM), ended[1].said  # before or after it listens
+    # The launcher's SIGTERM finds the other outside of its work, on the way into it, or inside, where who is not the
+    # first stops with 0.
+    assert ended[1].code in (-signal.SIGTERM, 128 + signal.SIGTERM, 0), ended[1].said
     assert "".join(rank.said for rank in ended).count("error:") == 1
 
 
