@@ -82,7 +82,7 @@ def train(stream: Tensor) -> Llama:
     model = Llama(vocab_size=256, dim=64, layers=4, heads=4, kv_heads=2, hidden_dim=128, context=CONTEXT)
     method = LayerSkip(p_max=0.1, e_scale=0.5, total_steps=STEPS, rotation=2)
     method.apply(model, method.plan(model, None))
-    task = Language(model, [method], None, STEPS)
+    task = Language(model, [method], None, total_steps=STEPS)
     optimizer = torch.optim.AdamW(model.parameters(), 6e-3)
     generator = torch.Generator().manual_seed(0)
     for step in range(STEPS):
@@ -103,7 +103,7 @@ def trained() -> SimpleNamespace:
     cut = len(stream) * 9 // 10
     with one_thread():
         model = train(stream[:cut])
-    return SimpleNamespace(model=model, task=Language(model, [], None, STEPS), data=Text(stream[cut:]), config=None)
+    return SimpleNamespace(model=model, task=Language(model, [], None, total_steps=STEPS), data=Text(stream[cut:]), config=None)
 
 
 @pytest.fixture(scope="session")

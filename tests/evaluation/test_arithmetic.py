@@ -45,7 +45,7 @@ def trained() -> Any:
         optimizer.zero_grad()
         nn.functional.cross_entropy(network(data.points), data.labels).backward()
         optimizer.step()
-    return SimpleNamespace(model=network, task=Classify(network, [], None, 1), data=data)
+    return SimpleNamespace(model=network, task=Classify(network, [], None, total_steps=1), data=data)
 
 
 @pytest.mark.parametrize("arithmetic", ["int8", "q7"])

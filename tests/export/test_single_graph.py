@@ -177,6 +177,7 @@ def test_int8_beside_another_scheme_is_refused_before_training() -> None:
     trained = SimpleNamespace(
         model=convolutional(),
         task=SimpleNamespace(methods=[Quantize(scheme="q7")], example_inputs=lambda: INPUTS),
+        data=None,
     )
     nodes = {"pt2": {"_target_": "edgetrain.export.pt2.Pt2", "formats": ["int8"]}}
     with pytest.raises(UserError, match=r"formats=\['int8'\]: the q7 scheme shifts by powers of two"):

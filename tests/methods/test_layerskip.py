@@ -351,7 +351,7 @@ def test_shared_blocks_drop_and_exit_as_their_unrolled_model(share: str) -> None
         last = layer == depth - 1
         exits.append(loss * (layer + 0.2 * layer * (layer - 1) / 2 if last else 0.2 * layer * (layer + 1) / 2))
     expected = sum(exits) / sum(exit_scales(depth, 0.2))
-    task = Language(model, [method], None, 100)
+    task = Language(model, [method], None, total_steps=100)
     task.step = step
     loss = task.training_step(tokens(), 0)
     torch.testing.assert_close(loss, expected, atol=1e-12, rtol=0)
