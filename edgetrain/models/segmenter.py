@@ -37,12 +37,12 @@ class Segmenter(nn.Module):
         return resized(self.head(self.backbone(images)), images.shape[2:])
 
     def forward_all(self, images: Tensor) -> list[Tensor]:
-        """The logits of the head and, where there is one, of the auxiliary head."""
+        """For training: logits of the head and, where there is one, of the auxiliary head, as large as their maps."""
         maps = self.backbone(images)
         logits = [self.head(maps)]
         if self.auxiliary_head is not None:
             logits.append(self.auxiliary_head(maps[AUXILIARY_MAP]))
-        return [resized(each, images.shape[2:]) for each in logits]
+        return logits
 
     def repeated_blocks(self) -> list[nn.Module]:
         """Those of the backbone, where it has some."""

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from edgetrain.errors import UserError
-from edgetrain.ops.pixel_cross_entropy import HardExamples, pixel_cross_entropy
+from edgetrain.ops.hard_examples import HardExamples
+from edgetrain.ops.resized_cross_entropy import resized_cross_entropy
 from edgetrain.tasks.base import Context, Predict, Task
-from edgetrain.tasks.mask_inference import MaskInference, check_maps, resized
+from edgetrain.tasks.mask_inference import MaskInference, check_maps
 from edgetrain.tasks.mask_predictions import MaskPredictions, check_labels
 from edgetrain.tasks.predictions import logits_of
 
@@ -22,7 +23,8 @@ class Segment(Task):
     """Cross-entropy in nats a counted pixel over batches (images [n, channels, h, w], labels int64 [n, H, W]).
 
     The model gives logits [n, classes, height, width] of any height and width, which are resized to the labels'. One
-    with `forward_all` and an auxiliary_head is trained on both, the auxiliary loss times its auxiliary_weight.
+    with `forward_all` is trained on what that gives: the logits of its head, not resized yet, and those of an auxiliary
+    head where there is one, whose loss is multiplied by auxiliary_weight. Methods see the first of these.
 
     ignore_index: the label of pixels that do not count. class_weights: a factor on the loss of each class, while
     training; None: all alike. hard_examples: {threshold, min_kept}, train on the hardest pixels alone (HardExamples);
@@ -81,9 +83,10 @@ class Segment(Task):
 
     def training_logits(self, images: Tensor) -> list[Tensor]:
         """Of the head, and of the auxiliary head where there is one."""
-        both = getattr(self.model, "auxiliary_head", None) is not None and hasattr(self.model, "forward_all")
         try:
-            return self.model.forward_all(images) if both else [logits_of(self.model(images))]
+            if hasattr(self.model, "forward_all"):
+                return self.model.forward_all(images)
+            return [logits_of(self.model(images))]
         except ValueError as error:
             if "more than 1 value per channel" not in str(error):
                 raise
@@ -99,8 +102,7 @@ class Segment(Task):
             check_length(len(self.class_weights), logits.shape[1])
         if labels.device.type == "cpu":  # elsewhere it would wait for the device at every step; data checks its files
             check_labels(labels, logits.shape[1], self.ignore_index)
-        logits = resized(logits.float(), labels.shape[1:])
-        return pixel_cross_entropy(logits, labels, self.ignore_index, self.class_weights, self.hard_examples)
+        return resized_cross_entropy(logits, labels, self.ignore_index, self.class_weights, self.hard_examples)
 
     def on_validation_epoch_start(self) -> None:
         self.validated = None

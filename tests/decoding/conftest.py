@@ -103,7 +103,9 @@ def trained() -> SimpleNamespace:
     cut = len(stream) * 9 // 10
     with one_thread():
         model = train(stream[:cut])
-    return SimpleNamespace(model=model, task=Language(model, [], None, total_steps=STEPS), data=Text(stream[cut:]), config=None)
+    return SimpleNamespace(
+        model=model, task=Language(model, [], None, total_steps=STEPS), data=Text(stream[cut:]), config=None
+    )
 
 
 @pytest.fixture(scope="session")

@@ -25,9 +25,13 @@ def count(module: nn.Module) -> int:
 def test_any_backbone_with_any_head_gives_a_score_of_every_pixel(backbone: str, head: str) -> None:
     model = segmenter(backbone, 5, head, head_channels=8, input_shape=(3, 64, 96), options=SMALL[backbone])
     images = torch.randn(2, 3, 64, 96)
-    outputs = model.forward_all(images)
-    assert [x.shape for x in outputs] == [(2, 5, 64, 96)] * (2 if head == "uper" else 1)
-    assert model.eval()(images).shape == (2, 5, 64, 96)
+    first, *auxiliary = model.forward_all(images)
+    stride = 64 // first.shape[2]
+    assert stride <= 4 and first.shape == (2, 5, 64 // stride, 96 // stride)
+    assert [x.shape[:2] for x in auxiliary] == [(2, 5)] * (head == "uper")
+    found = model.eval()(images)
+    expected = nn.functional.interpolate(model.forward_all(images)[0], (64, 96), mode="bilinear")
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
     assert model.input_shape == (3, 64, 96) and model.num_classes == 5
 
 

@@ -1,9 +1,8 @@
-"""Cross-entropy of label maps: pixels that do not count, classes that weigh more, and only the hardest pixels."""
+"""Online hard example mining: train on the pixels that the model gets most wrong."""
 
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from edgetrain.errors import UserError
@@ -38,26 +37,3 @@ class HardExamples:
         chosen = torch.zeros_like(counted)
         chosen[counted] = hard
         return chosen
-
-
-def pixel_cross_entropy(
-    logits: Tensor,
-    labels: Tensor,
-    ignore_index: int,
-    class_weights: Tensor | None = None,
-    hard_examples: HardExamples | None = None,
-) -> Tensor:
-    """Mean nats of the pixels that count, in float32; 0, with a gradient of 0, where none does.
-
-    logits [n, classes, h, w], labels int64 [n, h, w] of classes or ignore_index; class_weights: float32 [classes], then
-    the mean is the weighted one, as torch has it.
-    """
-    counted = labels != ignore_index
-    nats = F.cross_entropy(logits.float(), labels, ignore_index=ignore_index, reduction="none")  # 0 where not counted
-    if hard_examples is not None:
-        counted = hard_examples.chosen(nats, counted)
-    weights = counted.float()
-    if class_weights is not None:
-        weights = weights * class_weights[labels.masked_fill(~counted, 0)]
-    total = weights.sum()
-    return (nats * weights).sum() / torch.where(total > 0, total, 1.0)
