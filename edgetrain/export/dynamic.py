@@ -53,7 +53,7 @@ def free_size(target: str, sides: Sequence[int], step: int) -> FreeSize:
         raise UserError(f"export.{target}.step={step} must be at least 1 pixel")
     if len(sides) != 2 or not 2 <= sides[0] < sides[1]:
         raise UserError(
-            f"export.{target}.sides={list(sides)} must be the least and the most pixels of a side, as [32, 512]"
+            f"export.{target}.sides={list(sides)} must be the least and the most pixels of a side, as [64, 512]"
         )
     least, most = -(-sides[0] // step) * step, sides[1] // step * step
     if least >= most:

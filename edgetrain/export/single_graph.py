@@ -62,7 +62,7 @@ class GraphExporter:
         self,
         formats: list[str] | None = None,
         dynamic: bool = False,
-        sides: Sequence[int] = (32, 512),
+        sides: Sequence[int] = (64, 512),
         step: int = 1,
     ) -> None:
         if formats is not None and (not formats or set(formats) - set(FORMS)):

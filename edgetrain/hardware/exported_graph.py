@@ -85,6 +85,9 @@ def refusal(module: nn.Module, error: Exception, name: str) -> str:
         place = f" at {cause[1]}"
     said = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
     said = said.partition(" (unhinted")[0].rstrip(".")
+    held = re.search(r"Dim\('\w+', min=(\d+), max=(\d+)\)", str(error))
+    if held:  # torch.export's suggestion where a free size has bounds that the graph does not hold for
+        return f"{name} cannot be exported with sides as free as that: its graph holds from {held[1]} to {held[2]}"
     return (
         f"{name} cannot be exported{place}: {said}; check that the example inputs fit, and where control flow depends "
         "on values, trace the parts that take and give tensors, by wrapper modules or through components()"

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edgetrain.errors import UserError
-from edgetrain.models.hrvit_block import HRViTBlock, Pointwise, depthwise, per_branch
+from edgetrain.models.hrvit_block import HRViTBlock, Pointwise, depthwise, first, per_branch
 from edgetrain.models.hrvit_head import ClassificationHead
 
 Blocks = Sequence[Sequence[int]]  # of every module, of each of its branches
@@ -52,11 +52,11 @@ class Fusion(nn.Module):
         outs = []
         for i, row in enumerate(self.blocks):
             parts = [block(x) for block, x in zip(row, maps, strict=True)]
-            size = parts[min(i, len(maps) - 1)].shape[2:]  # of the map itself or, of a new one, of what makes it
+            rows, columns = parts[min(i, len(maps) - 1)].shape[2:]  # of the map or, of a new one, of what makes it
             total = parts[0]
             for j, part in enumerate(parts):
                 if j > i:
-                    part = F.interpolate(part, scale_factor=2 ** (j - i))[..., : size[0], : size[1]]
+                    part = first(first(F.interpolate(part, scale_factor=2 ** (j - i)), 2, rows), 3, columns)
                 total = total + part if j else part
             outs.append(F.gelu(total))
         return outs

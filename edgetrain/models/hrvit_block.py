@@ -72,7 +72,7 @@ class StripeAttention(nn.Module):
         if not isinstance(rows, int):
             count = (rows + self.window - 1) // self.window
             padded = [F.pad(each, (0, 0, 0, 0, 0, count * self.window - rows)) for each in inputs]
-            return self.attend(padded, self.window, real=rows)[:, :rows]
+            return first(self.attend(padded, self.window, real=rows), 1, rows)
         whole = rows - rows % self.window
         parts = [(slice(0, whole), self.window), (slice(whole, rows), rows - whole)]
         outs = [
@@ -229,6 +229,17 @@ class Pointwise(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x.permute(0, 2, 3, 1), self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
+
+
+def first(x: Tensor, axis: int, length: int | torch.SymInt) -> Tensor:
+    """The first `length` along an axis.
+
+    Where the length is free in an exported graph they are picked by index: that of a slice is min(length, what there
+    is), and torch.export does not find out that this is `length` for every side.
+    """
+    if isinstance(length, int):
+        return x.narrow(axis, 0, length)
+    return x.index_select(axis, torch.arange(length, device=x.device))
 
 
 def per_branch(value: Sequence[int | float], branches: int, key: str) -> None:

@@ -5,11 +5,12 @@ import hashlib
 import pytest
 import torch
 from hrvit_reference import Masked, golden, golden_images
-from torch import nn
+from torch import Tensor, nn
 
 from edgetrain.errors import UserError
+from edgetrain.hardware.exported_graph import exported
 from edgetrain.hardware.tracing import trace
-from edgetrain.models.hrvit import HRViT, hrvit_b1, hrvit_b2, hrvit_b3, hrvit_nano
+from edgetrain.models.hrvit import Fusion, HRViT, Stem, hrvit_b1, hrvit_b2, hrvit_b3, hrvit_nano
 from edgetrain.models.hrvit_block import DiversityShortcut, HRViTBlock, MixCFN, StripeAttention
 from edgetrain.ops.blocks import prepared_blocks
 
@@ -181,17 +182,46 @@ def test_padding_with_a_mask_gives_what_a_narrower_last_stripe_gives(rows: int) 
     torch.testing.assert_close(attention.stripes(q, v, v), masked, rtol=0, atol=1e-12)
 
 
+FREE_SIZES = [(40, 56), (33, 40), (97, 65), (256, 160)]
+
+
+def graph_of_every_size(model: nn.Module) -> nn.Module:
+    sides = {2: torch.export.Dim("height", min=33, max=256), 3: torch.export.Dim("width", min=33, max=256)}
+    return exported(model, (torch.zeros(1, 3, 40, 56),), "test", (sides,)).module()
+
+
 @pytest.mark.slow
 def test_a_graph_with_free_sides_gives_what_the_model_gives() -> None:
-    """From the size on at which every branch has more than one stripe: torch.export takes a single one for granted."""
     model = randomised(hrvit_nano(num_classes=None)).float()
-    sides = {axis: 32 * torch.export.Dim(name, min=8, max=16) for axis, name in ((2, "height"), (3, "width"))}
-    program = torch.export.export(model, (torch.zeros(1, 3, 256, 320),), dynamic_shapes=(sides,)).module()
-    for size in ((256, 320), (288, 416)):
+    graph = graph_of_every_size(model)
+    for size in FREE_SIZES:
         images = torch.randn(1, 3, *size)
         with torch.inference_mode():
-            for found, expected in zip(program(images), model(images), strict=True):
+            for found, expected in zip(graph(images), model(images), strict=True):
                 torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_stripes_and_fusions_with_free_sides_give_what_they_give_with_fixed_ones() -> None:
+    """Windows of one stripe and of several, maps that are cut after they were upsampled."""
+
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.down, self.fusion = Stem(4, 4), nn.Conv2d(4, 8, 3, 2, 1), Fusion([4, 8], [4, 8])
+            self.attention = nn.ModuleList([StripeAttention(8, 4, window) for window in (1, 2, 7)])
+
+        def forward(self, images: Tensor) -> list[Tensor]:
+            fine = self.stem(images)
+            fine, coarse = self.fusion([fine, self.down(fine)])
+            return [fine, *(attention(coarse.permute(0, 2, 3, 1)) for attention in self.attention)]
+
+    model = randomised(Two()).float()
+    graph = graph_of_every_size(model)
+    for size in FREE_SIZES:
+        images = torch.randn(1, 3, *size)
+        with torch.inference_mode():
+            for found, expected in zip(graph(images), model(images), strict=True):
+                torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("dim", [32, 48, 64, 96, 128, 240, 256, 384, 512])
