@@ -7,6 +7,7 @@ from edgetrain.bench.segmenters import (
     NOT_RUN,
     OFFICIAL,
     OURS,
+    PLAIN_LOSS,
     SEGFORMER,
     STEPS,
     Setting,
@@ -23,7 +24,7 @@ def rates(folder: RunFolder, kind: str, setting: Setting, repeats: int, minutes:
     """kind: training or inference. One table of rates and memory; metrics of both."""
     difference = check_equal(setting)
     contenders = []
-    for name, build in builders(setting).items():
+    for name, build in builders(kind, setting).items():
         model = prepared(build(), setting)
         contenders.append(Contender(name, STEPS[kind](model, setting)))
     timings = {each.name: each for each in measure(contenders, repeats, 1, setting.device, minutes=minutes)}
@@ -40,7 +41,7 @@ def rates(folder: RunFolder, kind: str, setting: Setting, repeats: int, minutes:
     show_rows(folder, f"{kind}_segmentation", rows, f"HRViT-b1 with SegFormer's head: {kind}", caption)
     metrics: dict[str, Any] = {f"images_per_s/{name}": timing.median for name, timing in timings.items()}
     metrics |= {f"memory_above_mib/{name}": size for name, size in memory.items()}
-    for name in (OFFICIAL, SEGFORMER):
+    for name in (PLAIN_LOSS, OFFICIAL, SEGFORMER):
         if name in timings:
             found = ratio(timings[OURS], timings[name])
             print(f"rate over {name:26} {found}")

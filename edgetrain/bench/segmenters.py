@@ -1,5 +1,7 @@
 """What the segmentation benches compare: HRViT of ours, HRViT of a checkout of its official code, and SegFormer-B1.
 
+Training is compared as users do it: ours with the loss of `ops/resized_cross_entropy.py`, and once with the plain one.
+
 The official repository has the backbone; the head of its configurations is SegFormer's as mmsegmentation has it, which
 brings every map to the first one's size before one layer over all of them. It is written here that way, with our
 weights, so that both compute the same function.
@@ -23,11 +25,14 @@ from edgetrain.errors import UserError
 from edgetrain.folder import Row
 from edgetrain.models.segmentation_heads import SegFormerHead, resized
 from edgetrain.models.segmenter import Segmenter, segmenter
+from edgetrain.ops.resized_cross_entropy import resized_cross_entropy
 
 OURS, OFFICIAL, SEGFORMER = "edgetrain", "official", "transformers SegFormer-B1"
-BACKBONE, CLASSES = "hrvit_b1", 150
+PLAIN_LOSS = "edgetrain, plain loss"  # ours trained as the others are: scores of every pixel, then their loss
+BACKBONE, CLASSES, IGNORED = "hrvit_b1", 150, 255
 EQUAL = 1e-6  # largest difference of a logit in float64 between two that are to compute the same
 NOT_RUN = "not run"
+TRAINING, INFERENCE = "training", "inference"
 
 
 @dataclass(frozen=True)
@@ -95,6 +100,17 @@ class PlainSegFormerHead(nn.Module):
         return self.head.conv_seg(self.head.dropout(self.head.linear_fuse(torch.cat(same[::-1], 1))))
 
 
+class FullSize(nn.Module):
+    """A model seen by its forward pass alone, which gives a score of every pixel."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.model(images)
+
+
 class UpsampledSegformer(nn.Module):
     """transformers' SegformerForSemanticSegmentation, its logits brought to the images' size."""
 
@@ -128,8 +144,8 @@ def official_module(checkout: str) -> Any:
     return module
 
 
-def builders(setting: Setting) -> Mapping[str, Callable[[], nn.Module]]:
-    """The models by name, each built anew from seed 0; drop path is off in all."""
+def builders(kind: str, setting: Setting) -> Mapping[str, Callable[[], nn.Module]]:
+    """The models of `training` or `inference` by name, each built anew from seed 0; drop path is off in all."""
 
     def ours() -> Segmenter:
         torch.manual_seed(0)
@@ -140,6 +156,8 @@ def builders(setting: Setting) -> Mapping[str, Callable[[], nn.Module]]:
         return model
 
     found: dict[str, Callable[[], nn.Module]] = {OURS: ours}
+    if kind == TRAINING:
+        found[PLAIN_LOSS] = lambda: FullSize(ours())
     if setting.official is not None:
         found[OFFICIAL] = lambda: OfficialSegmenter(setting.official, ours())
     return found | {SEGFORMER: UpsampledSegformer}
@@ -149,7 +167,7 @@ def check_equal(setting: Setting) -> float | None:
     """The largest difference between our logits and the official code's in float64. Raises UserError above EQUAL."""
     if setting.official is None:
         return None
-    made = builders(setting)
+    made = builders(INFERENCE, setting)
     images = torch.randn(1, 3, 192, 256, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         ours, theirs = (made[name]().double().eval()(images) for name in (OURS, OFFICIAL))
@@ -167,13 +185,22 @@ def prepared(model: nn.Module, setting: Setting) -> nn.Module:
 
 
 def training_step(model: nn.Module, setting: Setting) -> Callable[[], int]:
-    """Forward, loss over every pixel, backward; returns how many images that were."""
+    """Forward, loss over every pixel, backward; returns how many images that were.
+
+    One with `forward_all` is trained as task=segment trains it, from scores of its head's size.
+    """
     images, labels = setting.batch_of_noise()
+    small = getattr(model, "forward_all", None)
+    small = torch.compile(small) if small and setting.compiled else small
 
     def step() -> int:
         with setting.autocast():
-            logits = model(images)
-        F.cross_entropy(logits.float(), labels).backward()
+            logits = small(images)[0] if small else model(images)
+        if small:
+            loss = resized_cross_entropy(logits, labels, IGNORED)
+        else:
+            loss = F.cross_entropy(logits.float(), labels, ignore_index=IGNORED)
+        loss.backward()
         model.zero_grad(set_to_none=True)
         return len(images)
 
@@ -193,13 +220,13 @@ def inference_step(model: nn.Module, setting: Setting) -> Callable[[], int]:
     return step
 
 
-STEPS = {"training": training_step, "inference": inference_step}
+STEPS = {TRAINING: training_step, INFERENCE: inference_step}
 
 
 def memory_rows(setting: Setting, kind: str) -> list[Row]:
     """For every model its peak in a process of its own, above what that held when the model was there, in MiB."""
     rows = []
-    for name in builders(setting):
+    for name in builders(kind, setting):
         found = in_fresh_process("edgetrain.bench.segmenters.peak", kind=kind, name=name, **asdict(setting))
         rows.append({"contender": name, "peak above the model, MiB": found / 2**20 if found else NOT_RUN})
     return rows
@@ -208,7 +235,7 @@ def memory_rows(setting: Setting, kind: str) -> list[Row]:
 def peak(kind: str, name: str, **settings: Any) -> int | None:
     """Bytes of two steps above the model's own; None where the system does not tell. For a fresh process."""
     setting = Setting(**settings)
-    model = prepared(builders(setting)[name](), setting)
+    model = prepared(builders(kind, setting)[name](), setting)
     step = STEPS[kind](model, setting)
     gpu = setting.device == "cuda"
     before = torch.cuda.memory_allocated() if gpu else resident()

@@ -289,9 +289,7 @@ def test_bounds_that_a_graph_does_not_hold_for_are_named() -> None:
             torch._check(images.shape[2] >= 20)
             return images + images[:, :, 19:20]
 
-    with pytest.raises(
-        UserError, match="Large cannot be .*as free as that: its graph holds from 20 to"
-    ):
+    with pytest.raises(UserError, match="Large cannot be .*as free as that: its graph holds from 20 to"):
         Onnx(**FREE).check(Large(), (torch.zeros(1, 3, *SIZE),))
 
 
