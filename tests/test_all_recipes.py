@@ -17,6 +17,8 @@ from edgetrain.recipes import header
 
 RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
 OPTIONS = sorted((ROOT / "conf").rglob("*.yaml"))
+# The same recipe in another size, or a study of one: what they have of their own is composed by other tests.
+LIKE_ANOTHER = {f"hrvit_b{size}_{data}" for size in (2, 3) for data in ("ade20k", "cityscapes")} | {"hrvit_ablation"}
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
@@ -37,7 +39,10 @@ def test_every_key_of_an_option_is_explained(path: Path) -> None:
     assert [line for line in keys if "#" not in line and line.split(":")[0] not in ("defaults", "_target_")] == []
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(path, marks=[pytest.mark.slow] * (path.stem in LIKE_ANOTHER), id=path.stem) for path in RECIPES],
+)
 def test_smoke_runs_in_seconds_and_leaves_a_report(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("EDGETRAIN_DATA", str(sets(tmp_path)))
