@@ -283,6 +283,15 @@ def test_a_model_that_needs_its_own_size_cannot_be_free() -> None:
         Onnx(**FREE).check(Fixed(), (torch.zeros(1, 3, *SIZE),))
 
 
+def test_sides_are_free_in_steps(tmp_path: Path) -> None:
+    model = trained_segmenter().model
+    (artefact,) = Pt2(dynamic=True, sides=[16, 64], step=8).export(model, (torch.zeros(1, 3, *SIZE),), None, tmp_path)
+    for size in ((16, 64), (24, 40)):
+        images = torch.randn(2, 3, *size)
+        with torch.inference_mode():
+            torch.testing.assert_close(artefact.predict(images), model(images), rtol=0, atol=1e-5)
+
+
 def test_bounds_that_a_graph_does_not_hold_for_are_named() -> None:
     class Large(nn.Module):
         def forward(self, images: Tensor) -> Tensor:

@@ -1,5 +1,7 @@
 """Heads against the published counts, transformers' SegFormer, and the plain way to compute them."""
 
+import re
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -96,6 +98,25 @@ def test_uper_head_is_a_pyramid_by_hand() -> None:
     fine, coarse = torch.full((1, 1, 12, 12), 2.0), torch.full((1, 1, 6, 6), 3.0)
     pooled = 3 + 4 * 3  # the map itself, and the means of four grids
     assert torch.allclose(head([fine.double(), coarse.double()]), torch.tensor(pooled + (2 + pooled) + 0.5).double())
+
+
+def test_uper_head_is_transformers() -> None:
+    from transformers import SwinConfig, UperNetConfig
+    from transformers.models.upernet.modeling_upernet import UperNetHead
+
+    widths = (4, 6, 8, 10)
+    config = UperNetConfig(backbone_config=SwinConfig(), hidden_size=5, num_labels=7)
+    theirs, ours = UperNetHead(config, list(widths)).double().eval(), UPerHead(widths, 7, 5).double().eval()
+    for module in theirs.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.running_mean)
+            nn.init.uniform_(module.running_var, 0.5, 2)
+    state = {key.replace("batch_norm", "bn"): value for key, value in theirs.state_dict().items()}
+    state = {re.sub(r"^(psp_modules\.\d)\.1", r"\1", key): value for key, value in state.items()}
+    ours.load_state_dict({key.replace("classifier", "conv_seg"): value for key, value in state.items()})
+    maps = maps_of(widths)
+    with torch.inference_mode():
+        torch.testing.assert_close(ours(maps), theirs(maps), rtol=0, atol=1e-10)
 
 
 def test_pooling_grids_are_1_2_3_and_6() -> None:
