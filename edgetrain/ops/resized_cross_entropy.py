@@ -38,7 +38,7 @@ def resized_cross_entropy(
     with torch.autocast(scores.device.type, enabled=False):
         if hard_examples is not None:
             bands = Bands(scores, labels)
-            nats = torch.cat([Softmax(bands.resized(band), bands.labels(band)).nats for band in bands], 1)
+            nats = torch.cat([bands.softmax(band).nats for band in bands], 1)
             counted = hard_examples.chosen(nats, counted)
         weights = counted.to(scores.dtype)
         if class_weights is not None:
@@ -56,7 +56,7 @@ class WeightedNats(torch.autograd.Function):
         bands = Bands(scores, labels)
         total, gradient = scores.new_zeros(()), torch.zeros_like(scores) if wanted else None
         for band in bands:
-            softmax = Softmax(bands.resized(band), bands.labels(band))
+            softmax = bands.softmax(band)
             total += (softmax.nats * weights[:, band]).sum()
             if gradient is not None:
                 bands.add_back(gradient, softmax.gradient(weights[:, band]), band)
@@ -92,7 +92,7 @@ class Bands:
 
     def __init__(self, scores: Tensor, labels: Tensor) -> None:
         (batch, classes, self.height, width), (self.rows, columns) = scores.shape, labels.shape[1:]
-        self.scores, self.all_labels = scores.detach(), labels
+        self.scores, self.labels = scores.detach(), labels
         self.down, self.across = shares(self.height, self.rows, scores), shares(width, columns, scores)
         room = BAND.get(scores.device.type, BAND_ELSEWHERE)
         self.step = max(1, room // max(1, batch * classes * columns))
@@ -106,13 +106,11 @@ class Bands:
         first, last = (max(0, int((row + 0.5) * self.height / self.rows - 0.5)) for row in (band.start, band.stop - 1))
         return slice(first, min(last + 2, self.height))
 
-    def labels(self, band: slice) -> Tensor:
-        return self.all_labels[:, band]
-
-    def resized(self, band: slice) -> Tensor:
-        """[n, classes, rows of the band, columns]"""
+    def softmax(self, band: slice) -> Softmax:
+        """Of the scores resized to the band [n, classes, rows of the band, columns]."""
         sources = self.sources(band)
-        return self.down[band, sources] @ (self.scores[:, :, sources] @ self.across.T)
+        resized = self.down[band, sources] @ (self.scores[:, :, sources] @ self.across.T)
+        return Softmax(resized, self.labels[:, band])
 
     def add_back(self, total: Tensor, gradient: Tensor, band: slice) -> None:
         """To the gradient of the scores, that of a band."""
